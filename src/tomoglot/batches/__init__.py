@@ -1,0 +1,1 @@
+"""Store to tensors: samples, crops, augmentation, masks, text and the loader."""

@@ -1,0 +1,84 @@
+"""What crosses from batches to recipes and tasks: one frozen record of tensors.
+
+Everything a method may need of a study is here, and nothing about files. A sequence that a study lacks is a channel
+of zeros with `acquired` false: no later stage may guess it from the voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tomoglot.types import Acquired, Affines, LesionMasks, Volumes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Reports as a tokenizer sees them. `sentence` is the sentence of each token, -1 for special tokens and padding."""
+
+    ids: Int[Tensor, "b t"]
+    attended: Bool[Tensor, "b t"]
+    sentence: Int[Tensor, "b t"]
+    word: Int[Tensor, "b t"]
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """Copy to a device."""
+        return Tokens(
+            ids=self.ids.to(device),
+            attended=self.attended.to(device),
+            sentence=self.sentence.to(device),
+            word=self.word.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Crops of some studies, with all that is known of them.
+
+    Attributes:
+        volumes: intensities after the plan, zero where a sequence was not acquired.
+        acquired: which sequences each study has.
+        sequences: the names of the channels, in order.
+        affine: voxel of the crop to world mm (RAS+); the world offset of each crop is its last column.
+        studies: the catalogue's keys, which are pseudonyms.
+        subjects: a number a subject; equal numbers are the same person.
+        reports: the report's text, or None.
+        labels: findings, 1 present and 0 absent; read it only where `labelled`.
+        labelled: which findings are known.
+        findings: the names of the findings, in order.
+        masks: lesion labels of the crop, or None.
+        tokens: the reports tokenised, where the loader was given a tokenizer.
+    """
+
+    volumes: Volumes
+    acquired: Acquired
+    sequences: tuple[str, ...]
+    affine: Affines
+    studies: tuple[str, ...]
+    subjects: Int[Tensor, " b"]
+    reports: tuple[str | None, ...]
+    labels: Float[Tensor, "b f"]
+    labelled: Bool[Tensor, "b f"]
+    findings: tuple[str, ...]
+    masks: LesionMasks | None = None
+    tokens: Tokens | None = None
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy every tensor to a device."""
+        return replace(
+            self,
+            volumes=self.volumes.to(device, non_blocking=True),
+            acquired=self.acquired.to(device),
+            affine=self.affine.to(device),
+            subjects=self.subjects.to(device),
+            labels=self.labels.to(device),
+            labelled=self.labelled.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            tokens=None if self.tokens is None else self.tokens.to(device),
+        )

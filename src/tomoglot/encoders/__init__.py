@@ -1,0 +1,1 @@
+"""Tensors to features: one file a backbone, found by its file name."""

@@ -1,0 +1,1 @@
+"""Features to scalars: pure functions of tensors that know no model."""

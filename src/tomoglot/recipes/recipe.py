@@ -1,0 +1,87 @@
+"""The contract of a recipe: what it minimises, and what the tasks may ask of it afterwards.
+
+A recipe is one file in this room, found by its file name, with a subclass of `Recipe` and presets that are plain
+functions (`tiny()`, `paper()`). What a recipe hides, encodes and minimises stands at the top of its file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import tomoglot.recipes
+from tomoglot.batches.batch import Batch
+from tomoglot.config import Settings, unknown_key
+from tomoglot.types import Scalar, SequenceEmbeddings
+
+
+class Recipe(nn.Module, ABC):
+    """Base of every method."""
+
+    class Config(Settings):
+        """Settings of a method; subclasses add fields and say how to build."""
+
+        @classmethod
+        def named(cls, name: str) -> Self:
+            """Look up ``file:preset`` (or ``file``, which means `tiny`) in this room.
+
+            Raises:
+                ValueError: no such recipe or preset; the nearest is named.
+            """
+            file, _, preset = name.partition(":")
+            if file not in names():
+                raise ValueError(unknown_key(f"recipe {name!r}", file, names()))
+            module = importlib.import_module(f"tomoglot.recipes.{file}")
+            known = presets(file)
+            if (preset or "tiny") not in known:
+                raise ValueError(unknown_key(f"recipe {name!r}", preset, known))
+            config = getattr(module, preset or "tiny")()
+            assert isinstance(config, cls), f"recipes/{file}.py: {preset} does not return its settings"
+            return config
+
+        def build(self, sequences: tuple[str, ...]) -> Recipe:
+            """Make the module for these sequence names."""
+            raise NotImplementedError
+
+    sequences: tuple[str, ...]
+
+    @abstractmethod
+    def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:
+        """Weighted terms of the loss, by name; their sum is minimised. `progress` runs from 0 to 1 over the run."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> SequenceEmbeddings:
+        """Pooled features of each sequence, before any projection; zeros where a sequence was not acquired."""
+
+    def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
+        """Unit vectors of each sequence in the space shared with text; zeros where not acquired.
+
+        Raises:
+            NotImplementedError: the method has no text side.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no text side, so nothing can be asked in words")
+
+    def align_texts(self, texts: list[str]) -> Float[Tensor, "t e"]:
+        """Unit vectors of texts in the shared space, one a text.
+
+        Raises:
+            NotImplementedError: the method has no text side.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no text side, so nothing can be asked in words")
+
+
+def names() -> list[str]:
+    """Recipes, by file name."""
+    found = (module.name for module in pkgutil.iter_modules(tomoglot.recipes.__path__))
+    return sorted(name for name in found if name != "recipe")
+
+
+def presets(file: str) -> list[str]:
+    """Presets of a recipe: the functions its file defines without arguments and lists in `PRESETS`."""
+    module = importlib.import_module(f"tomoglot.recipes.{file}")
+    return list(module.PRESETS)

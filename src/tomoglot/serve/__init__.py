@@ -1,0 +1,1 @@
+"""Predictions to people: reports, pages and exports."""

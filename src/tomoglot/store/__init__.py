@@ -1,0 +1,1 @@
+"""Curated studies on disk: written once, read by crops, checked to the bit."""

@@ -1,0 +1,47 @@
+"""The preprocessing plan: everything done to a volume between the archive and the encoder.
+
+It is written into the store that it shaped and into the card of every checkpoint trained from it. Later stages apply
+it or refuse; nobody has to remember a window or a spacing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tomoglot.config import Settings
+
+
+class Plan(Settings):
+    """How volumes are laid out and scaled.
+
+    Geometry is applied once, when the store is written: RAS+ axes, then `spacing_mm` (None keeps the finest series'
+    own grid, on which the other series of the study are resampled), then a centred field of `field_voxels` (None
+    keeps the whole field of view). Intensity is applied to each crop, from statistics of the whole volume kept in
+    the catalogue, so that a crop never needs the rest of its volume:
+
+    - ``zscore``: subtract the mean and divide by the standard deviation of the non-zero voxels; zero stays zero
+    - ``percentile``: `percentiles` of the non-zero voxels to 0 and 1, clipped
+    - ``window``: `window_hu` to 0 and 1, clipped (CT)
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    field_voxels: tuple[int, int, int] | None = None
+    intensity: Literal["zscore", "percentile", "window"] = "zscore"
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    clip_zscore: float = Field(5.0, gt=0)
+    codec: Literal["zstd", "lz4"] = "zstd"
+    chunk_voxels: int = Field(32, ge=8, le=128)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm must be positive, got {self.spacing_mm}")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError(f"window_hu must rise, got {self.window_hu}")
+        return self

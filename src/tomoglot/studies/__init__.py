@@ -1,0 +1,1 @@
+"""Raw studies in, curated studies out."""

@@ -1,0 +1,1 @@
+"""Checkpoint to scores: one file a task, and the statistics that every score carries."""
