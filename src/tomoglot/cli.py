@@ -1,0 +1,314 @@
+"""The command line: one verb a stage, each a thin call of one public function.
+
+Rooms are imported inside the verbs, so that `tomoglot --help` answers without loading torch. What a user gave wrong is
+one line on standard error and exit code 2; an interrupted run that wrote its checkpoint leaves with 143.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tomoglot.store.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-training on 3D medical images and the reports written about them. Research use only.",
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="A store written by `tomoglot ingest`.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Where to write.")]
+FromOption = Annotated[Path, typer.Option("--from", help="A run folder, or one checkpoint folder in it.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting: schedule.steps=1000. Repeatable.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker processes (threads while training).")]
+
+
+def main() -> None:
+    """Run the command line; turn what a user gave wrong into one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line each tenth of the work. Yields `report(done, total)`."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            bar = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+        return
+    told = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // max(total, 1)
+        if tenth > told:
+            told = tenth
+            print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)
+
+    yield tell
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"),
+    subjects: Annotated[int, typer.Option(min=40, help="Simulated subjects.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,
+) -> None:
+    """The whole journey on simulated studies: about ten minutes on two cores."""
+    from tomoglot.demo import DemoConfig, run_demo
+
+    config = DemoConfig(seed=seed) if subjects == 0 else DemoConfig(seed=seed, subjects=subjects)
+    run_demo(out, config, say=lambda line: print(line, flush=True), progress=progress_bar)
+
+
+@app.command()
+def phantom(
+    cohort: Annotated[str, typer.Argument(help="Which cohort: brain.")],
+    out: OutOption,
+    subjects: Annotated[int, typer.Option(min=1)] = 200,
+    seed: int = 0,
+    spacing_mm: Annotated[float, typer.Option(min=1.0, max=6.0, help="Voxel size of the simulation.")] = 2.0,
+    only: Annotated[str | None, typer.Option(help="Only studies of one kind: normal.")] = None,
+    workers: WorkersOption = 2,
+) -> None:
+    """Write a simulated cohort: NIfTI in BIDS-like folders, studies.csv, reports, masks, truth and a montage."""
+    from tomoglot.studies.phantom import write_named_cohort
+
+    with progress_bar(f"simulating {subjects} {cohort} studies") as report:
+        table = write_named_cohort(
+            cohort,
+            out,
+            subjects=subjects,
+            seed=seed,
+            spacing_mm=spacing_mm,
+            only=only,
+            workers=workers,
+            progress=report,
+        )
+    print(f"wrote {table} (simulated studies); next: tomoglot ingest {out} --out STORE")
+
+
+def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None) -> Plan:
+    from tomoglot.store.plan import Plan
+
+    plan = Plan()
+    if spacing_mm is not None:
+        plan = plan.but(spacing_mm=_three(spacing_mm, float))
+    if field is not None:
+        plan = plan.but(field_voxels=_three(field, int))
+    return plan.set(changes or [])
+
+
+def _three(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """`2` or `2,2,3` to three numbers."""
+    try:
+        parts = [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 3):
+        raise ValueError(f"wanted one number or three with commas, got {text!r}")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        Path, typer.Argument(help="A table, a folder with studies.csv, a BIDS folder, or a known layout.")
+    ],
+    out: OutOption,
+    reports: Annotated[Path | None, typer.Option(help="A table of reports, joined by study.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Name of a public data set's layout, when it is not recognised.")
+    ] = None,
+    spacing_mm: Annotated[
+        str | None, typer.Option(help="Resample to this: 2 or 1,1,3. Default: the finest series'.")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Keep a centred field of voxels: 96 or 96,112,96.")] = None,
+    plan: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a plan setting: intensity=window. Repeatable.")
+    ] = None,
+    workers: WorkersOption = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the split, where the source has none.")] = 0,
+) -> None:
+    """Raw studies into a curated store: read strictly, reject with reasons, split by subject, write atomically."""
+    from tomoglot.store.writer import write_store
+    from tomoglot.studies.source import read_source
+
+    sources = read_source(source, layout=layout, reports=reports)
+    with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
+        done = write_store(sources, out, _plan(spacing_mm, field, plan), workers=workers, seed=seed, progress=report)
+    print(
+        f"{done.accepted} studies stored, {done.skipped} were there already, "
+        f"{done.rejected} rejections (rejected.parquet)"
+    )
+    if done.accepted + done.skipped == 0:
+        raise ValueError(f"no study of {source.name} was accepted; {out.name}/rejected.parquet says why")
+    print(f"next: tomoglot inspect {out}")
+
+
+@app.command()
+def curate(source: Path, out: OutOption, layout: str | None = None, workers: WorkersOption = 2) -> None:
+    """Only the checks: accepted.parquet and rejected.parquet, no voxels written."""
+    from tomoglot.studies.curate import curate as curate_sources
+    from tomoglot.studies.source import read_source
+
+    sources = read_source(source, layout=layout)
+    with progress_bar(f"checking {len(sources.studies)} studies") as report:
+        done = curate_sources(sources, out, workers=workers, progress=report)
+    print(f"{done.accepted} studies accepted, {done.rejected} rejections; tables in {out}")
+
+
+@app.command()
+def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it here.")] = None) -> None:
+    """What a store holds: subjects, sequences, spacing, what is missing, reports, labels."""
+    from rich.console import Console
+
+    from tomoglot.store.inspect import describe, draw, summarise
+    from tomoglot.store.reader import Store
+
+    opened = Store.open(store)
+    Console().print(describe(summarise(opened)))
+    if png is not None:
+        draw(opened, png)
+        print(f"drawn in {png}")
+
+
+@app.command()
+def verify(store: Path, workers: WorkersOption = 2) -> None:
+    """Read every byte of a store against its digests; exit code 1 if anything is not as it was written."""
+    from tomoglot.store.verify import verify as verify_store
+
+    with progress_bar("verifying") as report:
+        faults = verify_store(store, workers=max(1, workers), progress=report)
+    for fault in faults:
+        print(f"{fault.file}: {fault.what}")
+    print("every digest holds" if not faults else f"{len(faults)} faults; ingest those studies again into a new store")
+    if faults:
+        raise SystemExit(1)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str | None, typer.Argument(help="recipe:preset, for example medmap:tiny.")] = None,
+    store: StoreOption = Path("store"),
+    out: OutOption = Path("runs/pretrain"),
+    changes: SetOption = None,
+    config: Annotated[Path | None, typer.Option(help="A recorded config.json, to run exactly that again.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of --out, when there is one.")] = True,
+) -> None:
+    """Pre-train by a recipe; the run folder records everything. SIGTERM: a checkpoint, then exit code 143."""
+    from tomoglot.run import RunConfig
+    from tomoglot.run import pretrain as pretrain_run
+
+    if (recipe is None) == (config is None):
+        raise ValueError("name a recipe (medmap:tiny) or give --config, one of the two")
+    settings = RunConfig.load(config) if config is not None else RunConfig.named(recipe or "")
+    settings = settings.set(changes or [])
+    with progress_bar("pre-training") as report:
+        pretrain_run(settings, store, out, resume=resume, progress=lambda step, total: report(step.number, total))
+    print(f"checkpoint in {out}; next: tomoglot evaluate zero_shot --from {out} --store {store}")
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(help="zero_shot, or a JSON result to show again.")],
+    run: FromOption,
+    store: StoreOption,
+    split: str = "test",
+    controls: Annotated[bool, typer.Option(help="Also score from scratch and with the image removed.")] = True,
+    prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompts by finding.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result here (default: inside the run folder).")] = None,
+) -> None:
+    """Score a checkpoint without training anything: every score with its interval, beside its controls."""
+    from rich.console import Console
+
+    from tomoglot.checkpoint import load_checkpoint
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks.scoreboard import table
+    from tomoglot.tasks.task import save_result
+    from tomoglot.tasks.zero_shot import load_prompts, score_zero_shot
+
+    if task != "zero_shot":
+        raise ValueError(f"evaluate knows zero_shot, got {task!r}; tasks that train are under `tomoglot transfer`")
+    loaded = load_checkpoint(run)
+    chosen = load_prompts(prompts) if prompts is not None else None
+    result = score_zero_shot(loaded, Store.open(store), split=split, controls=controls, prompts=chosen)
+    Console().print(table(result))
+    print(f"written to {save_result(result, out or run / 'results' / f'{task}-{split}.json')}")
+
+
+@app.command()
+def transfer(
+    task: Annotated[str, typer.Argument(help="abnormality")],
+    run: FromOption,
+    store: StoreOption,
+    mode: Annotated[str, typer.Option(help="probe (frozen features) or finetune.")] = "probe",
+    split: str = "test",
+    label_fraction: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
+    controls: bool = True,
+    out: Annotated[Path | None, typer.Option(help="Write the result here (default: inside the run folder).")] = None,
+) -> None:
+    """Train a task on a checkpoint's features and score it on held-out subjects."""
+    from rich.console import Console
+
+    from tomoglot.checkpoint import load_checkpoint
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks.abnormality import score_abnormality
+    from tomoglot.tasks.scoreboard import table
+    from tomoglot.tasks.task import save_result
+
+    if task != "abnormality":
+        raise ValueError(f"transfer knows abnormality, got {task!r}")
+    result = score_abnormality(
+        load_checkpoint(run),
+        Store.open(store),
+        mode=mode,
+        split=split,
+        label_fraction=label_fraction,
+        controls=controls,
+    )
+    Console().print(table(result))
+    print(f"written to {save_result(result, out or run / 'results' / f'{task}-{mode}-{split}.json')}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the run's page again from what the run folder holds: curves, scores, what was rejected."""
+    from tomoglot.serve.report import report_run
+
+    print(f"open {report_run(run)}")
+
+
+@app.command()
+def doctor(store: Annotated[Path | None, typer.Option(help="Also open this store.")] = None) -> None:
+    """Versions, devices and known traps, with what to do; exit code 1 if something is bad."""
+    from tomoglot.doctor import examine
+
+    findings = examine(store)
+    for finding in findings:
+        print(f"{finding.state:<5} {finding.what:<22} {finding.says}")
+        if finding.do:
+            print(f"      {'':<22} -> {finding.do}")
+    if any(finding.state == "bad" for finding in findings):
+        raise SystemExit(1)

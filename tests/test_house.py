@@ -1,0 +1,59 @@
+"""The house keeps its own rules: budgets, docstrings, names, no stray prints."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "tomoglot"
+FILES = sorted(SOURCE.rglob("*.py"))
+FORKS = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.BoolOp, ast.comprehension, ast.Assert)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_keeps_its_budgets(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a module opens with a docstring"
+    assert text.count("\n") <= (200 if path.name == "training.py" else 400), "a file has at most 400 lines"
+    for function in functions(tree):
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        assert lines <= 60, f"{function.name} has {lines} lines"
+        arguments = function.args
+        positional = [a for a in arguments.posonlyargs + arguments.args if a.arg not in {"self", "cls"}]
+        # A command of the command line takes its options by name, whatever Python calls them.
+        assert path.name == "cli.py" or len(positional) <= 5, (
+            f"{function.name} has {len(positional)} positional arguments"
+        )
+        for argument in positional + arguments.kwonlyargs:
+            assert argument.annotation is not None, f"{function.name}: {argument.arg} is not annotated"
+        assert function.returns is not None, f"{function.name} does not say what it returns"
+
+
+def test_the_whole_package_stays_small() -> None:
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= 14_000
+
+
+def test_no_room_is_called_by_an_empty_word() -> None:
+    empty = {"utils", "util", "common", "core", "misc", "helpers", "tools", "base", "dl"}
+    names = {path.stem for path in FILES} | {path.name for path in SOURCE.rglob("*") if path.is_dir()}
+    assert not names & empty
+
+
+def test_the_command_line_answers_before_heavy_libraries_are_loaded() -> None:
+    code = (
+        "import sys; import tomoglot.cli; "
+        "heavy = {'torch', 'transformers', 'duckdb', 'zarr', 'tensorstore', 'matplotlib', 'sklearn', 'nibabel'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
