@@ -93,11 +93,12 @@ def phantom(
     workers: WorkersOption = 2,
 ) -> None:
     """Write a simulated cohort: NIfTI in BIDS-like folders, studies.csv, reports, masks, truth and a montage."""
-    from tomoglot.studies.phantom import write_named_cohort
+    from tomoglot.studies.phantom import draw_montage, write_cohort
 
+    if cohort != "brain":
+        raise ValueError(f"phantom knows the cohort brain, got {cohort!r}")
     with progress_bar(f"simulating {subjects} {cohort} studies") as report:
-        table = write_named_cohort(
-            cohort,
+        table = write_cohort(
             out,
             subjects=subjects,
             seed=seed,
@@ -106,7 +107,8 @@ def phantom(
             workers=workers,
             progress=report,
         )
-    print(f"wrote {table} (simulated studies); next: tomoglot ingest {out} --out STORE")
+    print(f"wrote {table} (simulated studies) and {draw_montage(out, out / 'montage.png').name}")
+    print(f"next: tomoglot ingest {out} --out STORE")
 
 
 def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None) -> Plan:
@@ -184,11 +186,13 @@ def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it 
     """What a store holds: subjects, sequences, spacing, what is missing, reports, labels."""
     from rich.console import Console
 
-    from tomoglot.store.inspect import describe, draw, summarise
+    from tomoglot.serve.terminal import describe
+    from tomoglot.store.inspect import draw, summarise
     from tomoglot.store.reader import Store
 
     opened = Store.open(store)
-    Console().print(describe(summarise(opened)))
+    for block in describe(summarise(opened), opened.sequences):
+        Console().print(block)
     if png is not None:
         draw(opened, png)
         print(f"drawn in {png}")
@@ -232,30 +236,33 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Argument(help="zero_shot, or a JSON result to show again.")],
+    task: Annotated[str, typer.Argument(help="zero_shot")],
     run: FromOption,
     store: StoreOption,
     split: str = "test",
     controls: Annotated[bool, typer.Option(help="Also score from scratch and with the image removed.")] = True,
     prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompts by finding.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result here (default: inside the run folder).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result (default: the run's results/).")] = None,
 ) -> None:
     """Score a checkpoint without training anything: every score with its interval, beside its controls."""
     from rich.console import Console
 
     from tomoglot.checkpoint import load_checkpoint
     from tomoglot.store.reader import Store
+    from tomoglot.tasks.prompts import read_prompts
     from tomoglot.tasks.scoreboard import table
-    from tomoglot.tasks.task import save_result
-    from tomoglot.tasks.zero_shot import load_prompts, score_zero_shot
+    from tomoglot.tasks.zero_shot import score_zero_shot
 
     if task != "zero_shot":
         raise ValueError(f"evaluate knows zero_shot, got {task!r}; tasks that train are under `tomoglot transfer`")
-    loaded = load_checkpoint(run)
-    chosen = load_prompts(prompts) if prompts is not None else None
-    result = score_zero_shot(loaded, Store.open(store), split=split, controls=controls, prompts=chosen)
+    chosen = read_prompts(prompts) if prompts is not None else None
+    opened, side = Store.open(store), None if split == "all" else split
+    with progress_bar("embedding") as report:
+        result = score_zero_shot(
+            load_checkpoint(run), opened, split=side, controls=controls, prompts=chosen, progress=report
+        )
     Console().print(table(result))
-    print(f"written to {save_result(result, out or run / 'results' / f'{task}-{split}.json')}")
+    print(f"written to {result.save(out or run / 'results')}")
 
 
 @app.command()
@@ -267,7 +274,7 @@ def transfer(
     split: str = "test",
     label_fraction: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
     controls: bool = True,
-    out: Annotated[Path | None, typer.Option(help="Write the result here (default: inside the run folder).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result (default: the run's results/).")] = None,
 ) -> None:
     """Train a task on a checkpoint's features and score it on held-out subjects."""
     from rich.console import Console
@@ -276,20 +283,21 @@ def transfer(
     from tomoglot.store.reader import Store
     from tomoglot.tasks.abnormality import score_abnormality
     from tomoglot.tasks.scoreboard import table
-    from tomoglot.tasks.task import save_result
 
     if task != "abnormality":
         raise ValueError(f"transfer knows abnormality, got {task!r}")
-    result = score_abnormality(
-        load_checkpoint(run),
-        Store.open(store),
-        mode=mode,
-        split=split,
-        label_fraction=label_fraction,
-        controls=controls,
-    )
+    with progress_bar("embedding") as report:
+        result = score_abnormality(
+            load_checkpoint(run),
+            Store.open(store),
+            mode=mode,
+            split=split,
+            label_fraction=label_fraction,
+            controls=controls,
+            progress=report,
+        )
     Console().print(table(result))
-    print(f"written to {save_result(result, out or run / 'results' / f'{task}-{mode}-{split}.json')}")
+    print(f"written to {result.save(out or run / 'results')}")
 
 
 @app.command()

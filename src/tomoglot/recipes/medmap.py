@@ -114,9 +114,9 @@ class MedMAP(Recipe):
         self.config, self.sequences = config, sequences
         # Separate: an encoder a sequence. Otherwise one encoder, under the key of the whole bank.
         keys = sequences if config.bank == "separate" else ("shared",)
-        self.encoders = nn.ModuleDict({key: config.vision.build() for key in keys})
-        width = next(iter(self.encoders.values())).embedding
-        self.width = int(width)
+        built = {key: config.vision.build() for key in keys}
+        self.encoders = nn.ModuleDict(built)
+        self.width = built[keys[0]].embedding
         hidden = config.adapter_width
         self.adapters = nn.ModuleDict(
             {name: SequenceAdapter(self.width, hidden) for name in sequences} if config.bank == "adapter" else {}
@@ -165,18 +165,15 @@ class MedMAP(Recipe):
             )
         return terms
 
-    @torch.no_grad()
     def encode(self, batch: Batch) -> SequenceEmbeddings:
         """Pooled features of each acquired sequence."""
         return self._encode(batch, batch.acquired)
 
-    @torch.no_grad()
     def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
         """Unit vectors of each acquired sequence beside the reports'."""
         projected = self._project(batch, batch.acquired)
         return F.normalize(projected, dim=-1) * batch.acquired[..., None]
 
-    @torch.no_grad()
     def align_texts(self, texts: list[str]) -> Float[Tensor, "t e"]:
         """Unit vectors of texts beside the volumes'."""
         device = self.log_temperature.device

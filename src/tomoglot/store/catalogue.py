@@ -1,0 +1,157 @@
+"""The catalogue: one typed row a study, kept in Parquet and asked by DuckDB."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tomoglot.geometry import Grid
+from tomoglot.store import layout
+
+AffineRows = tuple[
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+]
+
+
+class Intensity(BaseModel):
+    """How stored int16 becomes a real intensity (stored * scale + offset), and statistics of the real values.
+
+    `mean`, `std` and `percentiles` (keys "1", "5", "50", "95", "99") are of the non-zero voxels of the whole stored
+    volume; `foreground` is the share of voxels that are not zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float
+    offset: float
+    mean: float
+    std: float
+    percentiles: dict[str, float]
+    foreground: float
+
+
+class StudyRow(BaseModel):
+    """One study of the store. `shape` is (i, j, k) in voxels, `affine` takes voxel indices to RAS+ mm."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    subject: str
+    study: str
+    split: str
+    simulated: bool
+    sequences: tuple[str, ...]
+    shape: tuple[int, int, int]
+    affine: AffineRows
+    intensities: dict[str, Intensity]
+    report: str | None
+    labels: dict[str, float]
+    has_mask: bool
+    digest: str
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine as a grid."""
+        return Grid(self.shape, np.asarray(self.affine, dtype=np.float64))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along i, j, k."""
+        return self.grid.spacing_mm
+
+
+_COLUMNS = {
+    "key": "VARCHAR",
+    "subject": "VARCHAR",
+    "study": "VARCHAR",
+    "split": "VARCHAR",
+    "simulated": "BOOLEAN",
+    "sequences": "VARCHAR[]",
+    "shape": "INTEGER[]",
+    "spacing_mm": "DOUBLE[]",
+    "affine": "DOUBLE[][]",
+    "intensities": 'MAP(VARCHAR, STRUCT(scale DOUBLE, "offset" DOUBLE, mean DOUBLE, std DOUBLE, '
+    "percentiles MAP(VARCHAR, DOUBLE), foreground DOUBLE))",
+    "report": "VARCHAR",
+    "labels": "MAP(VARCHAR, DOUBLE)",
+    "has_mask": "BOOLEAN",
+    "digest": "VARCHAR",
+}
+
+
+def write_catalogue(rows: Iterable[StudyRow], path: Path) -> None:
+    """Write rows to Parquet, sorted by subject and study; the file appears whole or not at all."""
+    ordered = sorted(rows, key=lambda row: (row.subject, row.study))
+    records = [{**row.model_dump(mode="json"), "spacing_mm": row.spacing_mm} for row in ordered]
+    _write_parquet(records, _COLUMNS, path)
+
+
+def read_catalogue(path: Path) -> tuple[StudyRow, ...]:
+    """Read what `write_catalogue` wrote, in its order.
+
+    Raises:
+        ValueError: the file is not a readable catalogue.
+    """
+    fields = list(StudyRow.model_fields)
+    try:
+        with _connect() as connection:
+            found = connection.execute(f"SELECT {', '.join(fields)} FROM read_parquet(?)", [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise ValueError(f"{path.name}: not a readable catalogue ({type(error).__name__})") from error
+    return tuple(StudyRow.model_validate(dict(zip(fields, values, strict=True))) for values in found)
+
+
+def query(store: Path, sql: str) -> list[dict[str, Any]]:
+    """Ask the store in SQL; the tables are `catalogue`, `accepted` and `rejected`.
+
+    The question is asked of copies in memory, and once they are loaded the engine can reach no file and no network.
+
+    Raises:
+        ValueError: the SQL is wrong; the engine's own message says where.
+    """
+    with _connect() as connection:
+        for table in (layout.CATALOGUE_FILE, layout.ACCEPTED_FILE, layout.REJECTED_FILE):
+            name = table.removesuffix(".parquet")
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM read_parquet(?)", [str(store / table)])
+        connection.execute("SET enable_external_access = false")
+        try:
+            answer = connection.execute(sql)
+        except duckdb.Error as error:
+            raise ValueError(f"the question cannot be answered: {error}") from error
+        names = [column[0] for column in answer.description or ()]
+        return [dict(zip(names, values, strict=True)) for values in answer.fetchall()]
+
+
+def _write_parquet(records: list[dict[str, Any]], columns: dict[str, str], path: Path) -> None:
+    temporary = path.with_name(f"{layout.WRITING}{path.name}-{os.getpid()}")
+    types = "{" + ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items()) + "}"
+    # Rows go through a file of JSON lines: inserting them one by one is a hundred times slower.
+    with tempfile.TemporaryDirectory() as folder, _connect() as connection:
+        lines = Path(folder) / "rows.jsonl"
+        with lines.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        source = f"read_json('{_quoted(lines)}', format = 'newline_delimited', columns = {types})"
+        connection.execute(f"COPY (SELECT * FROM {source}) TO '{_quoted(temporary)}' (FORMAT parquet)")
+    layout.sync_file(temporary)
+    temporary.replace(path)
+    layout.sync_file(path.parent)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    settings = {"threads": "1", "autoinstall_known_extensions": "false", "preserve_insertion_order": "true"}
+    return duckdb.connect(":memory:", config=settings)

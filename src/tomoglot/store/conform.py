@@ -1,0 +1,183 @@
+"""From one examined study to what the store keeps: RAS+ axes, one grid, one field of view, int16.
+
+A pure function of the study and the plan. World positions stay true through every step: what changes is which voxels
+are sampled, never where the affine says they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoglot.geometry import Grid, regular_grid, resample, to_ras
+from tomoglot.store.catalogue import Intensity
+from tomoglot.store.plan import Plan
+from tomoglot.studies.curate import Examined
+from tomoglot.studies.source import RejectedRow
+from tomoglot.studies.study import Rejected, Volume
+
+INT16_MAX = 32767
+PERCENTILES = (1, 5, 50, 95, 99)
+
+Field = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conformed:
+    """A study as stored: `voxels` int16 (sequence, i, j, k) in the order of `sequences`, one affine for all."""
+
+    sequences: tuple[str, ...]
+    voxels: NDArray[np.int16]
+    affine: NDArray[np.float64]
+    intensities: Mapping[str, Intensity]
+    mask: NDArray[np.uint8] | None
+    rejected: tuple[RejectedRow, ...] = ()
+
+
+def conform(examined: Examined, plan: Plan) -> Conformed:
+    """Bring all series of a study onto one grid, as the plan says.
+
+    The study grid is that of the finest series (smallest voxel), or one of `plan.spacing_mm` over its field of view.
+    A field of `plan.field_voxels` is centred on the middle of the box round that series' non-zero voxels, so that
+    studies with different fields of view line up.
+
+    Raises:
+        Rejected: no series has a signal inside the field, or the mask does not hold whole numbers from 0 to 255.
+    """
+    turned = {name: _turn(examined.volumes[name]) for name in sorted(examined.volumes)}
+    if not turned:
+        raise Rejected("no-usable-series", "no series of this study could be read")
+    finest = min(turned, key=lambda name: (float(np.prod(turned[name].grid.spacing_mm)), name))
+    grid = turned[finest].grid
+    if plan.spacing_mm is not None:
+        grid = regular_grid(grid, plan.spacing_mm)
+    on_grid = {finest: _onto(turned[finest], grid)}
+    field = _field(on_grid[finest], plan)
+    stored: dict[str, NDArray[np.int16]] = {}
+    intensities: dict[str, Intensity] = {}
+    rejected = []
+    for name, volume in turned.items():
+        try:
+            real = cut(on_grid.pop(name) if name in on_grid else _onto(volume, grid), *field)
+            stored[name], scale = to_int16(real)
+            intensities[name] = measure(stored[name], scale)
+        except Rejected as reason:
+            stored.pop(name, None)
+            rejected.append(_row(examined, name, reason))
+    if not stored:
+        raise Rejected("no-usable-series", "no series of this study has a signal inside the field of view")
+    affine = grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ np.asarray(field[0], dtype=np.float64)
+    return Conformed(
+        sequences=tuple(stored),
+        voxels=np.stack(list(stored.values())),
+        affine=affine,
+        intensities=intensities,
+        mask=None if examined.mask is None else _mask(examined.mask, grid, field),
+        rejected=tuple(rejected),
+    )
+
+
+def cut(voxels: NDArray[np.generic], start: tuple[int, int, int], shape: tuple[int, int, int]) -> NDArray[np.generic]:
+    """Box of `shape` voxels from `start` (may lie outside), zero where the volume has no voxel."""
+    box = np.zeros(shape, dtype=voxels.dtype)
+    inside, target = [], []
+    for first, length, size in zip(start, shape, voxels.shape, strict=True):
+        low, high = max(first, 0), min(first + length, size)
+        if low >= high:
+            return box
+        inside.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    box[tuple(target)] = voxels[tuple(inside)]
+    return box
+
+
+def to_int16(real: NDArray[np.generic]) -> tuple[NDArray[np.int16], float]:
+    """Stored values and the scale that brings them back: real = stored * scale.
+
+    Whole numbers that fit int16 are kept exactly (scale 1). Anything else is scaled by its largest magnitude, with no
+    offset, so that zero stays zero; the error is at most half a step, 1/65534 of that magnitude.
+
+    Raises:
+        Rejected: a voxel is not finite, or the range is too small to scale.
+    """
+    if real.dtype.kind == "f" and not np.isfinite(real).all():
+        raise Rejected("non-finite-voxels", "some voxels are NaN or infinite")
+    low, high = float(real.min()), float(real.max())
+    fits = low >= -INT16_MAX - 1 and high <= INT16_MAX
+    if fits and (real.dtype.kind in "iub" or bool((real == np.rint(real)).all())):
+        return real.astype(np.int16), 1.0
+    scale = max(abs(low), abs(high)) / INT16_MAX
+    if scale < np.finfo(np.float64).tiny:
+        raise Rejected("intensity-range", f"intensities reach only {max(abs(low), abs(high)):.3g}, too small to scale")
+    return np.rint(real.astype(np.float64) / scale).astype(np.int16), scale
+
+
+def measure(stored: NDArray[np.int16], scale: float) -> Intensity:
+    """Statistics of the real values of the non-zero voxels.
+
+    Raises:
+        Rejected: every voxel is zero.
+    """
+    signal = stored[stored != 0]
+    if signal.size == 0:
+        raise Rejected("empty-in-field", "every voxel inside the field of view is zero; widen field_voxels")
+    marks = np.percentile(signal, PERCENTILES)
+    return Intensity(
+        scale=scale,
+        offset=0.0,
+        mean=float(signal.mean(dtype=np.float64)) * scale,
+        std=float(signal.std(dtype=np.float64)) * scale,
+        percentiles={str(name): float(mark) * scale for name, mark in zip(PERCENTILES, marks, strict=True)},
+        foreground=signal.size / stored.size,
+    )
+
+
+def _turn(volume: Volume) -> Volume:
+    voxels, affine = to_ras(volume.voxels, volume.affine)
+    return Volume(voxels=voxels, affine=affine)
+
+
+def _onto(volume: Volume, grid: Grid, *, order: int = 1) -> NDArray[np.generic]:
+    # A volume that already lies on the grid keeps its type, so that whole numbers are stored exactly.
+    if volume.grid.same_as(grid):
+        return volume.voxels
+    return resample(volume.voxels, volume.affine, grid, order=order)
+
+
+def _field(voxels: NDArray[np.generic], plan: Plan) -> Field:
+    """First voxel and shape of the field to keep, both in voxels of the study grid."""
+    size = np.asarray(voxels.shape)
+    if plan.field_voxels is None:
+        return (0, 0, 0), (int(size[0]), int(size[1]), int(size[2]))
+    low, high = np.zeros(3), size - 1.0
+    signal = voxels != 0
+    for axis in range(3):
+        hit = np.flatnonzero(signal.any(axis=tuple(other for other in range(3) if other != axis)))
+        if hit.size:
+            low[axis], high[axis] = hit[0], hit[-1]
+    start = np.floor((low + high) / 2 - (np.asarray(plan.field_voxels) - 1) / 2 + 0.5).astype(int)
+    return (int(start[0]), int(start[1]), int(start[2])), plan.field_voxels
+
+
+def _mask(mask: Volume, grid: Grid, field: Field) -> NDArray[np.uint8]:
+    values = mask.voxels
+    if not np.isfinite(values).all() or (values != np.rint(values)).any() or values.min() < 0 or values.max() > 255:
+        raise Rejected("bad-mask", f"a mask holds whole numbers 0 to 255, this one {values.min()} to {values.max()}")
+    return cut(_onto(_turn(mask), grid, order=0), *field).astype(np.uint8)
+
+
+def _row(examined: Examined, sequence: str, reason: Rejected) -> RejectedRow:
+    study = examined.study
+    files = [series.path.name for series in study.series if series.sequence == sequence]
+    return RejectedRow(
+        subject=study.subject,
+        study=study.study,
+        sequence=sequence,
+        file=files[0] if files else "",
+        reason=reason.reason,
+        evidence=reason.evidence,
+    )

@@ -1,0 +1,350 @@
+"""Write a store: one study at a time, each whole or not at all, and a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from tomoglot.store import layout
+from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
+from tomoglot.store.conform import Conformed, conform
+from tomoglot.store.plan import Plan
+from tomoglot.store.pool import WorkerDied, each
+from tomoglot.studies.curate import AcceptedRow, Examined, examine
+from tomoglot.studies.source import RejectedRow, Sources
+from tomoglot.studies.split import check_split, split_digest, split_subjects
+from tomoglot.studies.study import Rejected, Study
+from tomoglot.studies.table import write_table
+
+DEFAULT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSummary:
+    """What a run did: studies `accepted` (`skipped` of them were already there), rows `rejected`, store digest."""
+
+    accepted: int
+    rejected: int
+    skipped: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    key: str
+    study: Study
+    split: str
+    fingerprint: str
+
+
+def write_store(
+    sources: Sources,
+    out: Path,
+    plan: Plan,
+    *,
+    workers: int = 1,
+    split_fractions: Mapping[str, float] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> IngestSummary:
+    """Examine, conform and write every study of `sources` into the store at `out`.
+
+    A study appears by one rename after all of its files are on the disk. Run again after a crash or with more
+    studies, finished ones are kept as they are, unless their files or their report changed; studies of earlier runs
+    that these sources do not hold stay. `workers` above 1 examines studies in that many processes; `progress` is
+    called with (studies done, studies in all).
+
+    Splits are the sources' own where every study has one, otherwise drawn by subject with `split_fractions`
+    (0.7 train, 0.1 val, 0.2 test) and `seed`. Once written, a subject's split never changes.
+
+    Raises:
+        ValueError: the store was made with another plan, a split is inconsistent, another run is writing this store,
+            or no study was accepted.
+    """
+    (out / layout.STUDIES).mkdir(parents=True, exist_ok=True)
+    with layout.held(out) as alone:
+        if not alone:
+            raise ValueError(f"{out.name}: another ingest is writing this store; wait for it to end")
+        _keep_plan(out, plan)
+        layout.remove_leftovers(out)
+        splits = _keep_split(out, sources, split_fractions or DEFAULT_FRACTIONS, seed)
+        jobs, refused = _plan_jobs(sources, splits, plan)
+        work, skipped = [], 0
+        for job in jobs:
+            known = _read_record(out, job.key)
+            if known is not None and known["source"] == job.fingerprint:
+                skipped += 1
+            else:
+                work.append(job)
+        done = skipped
+        if progress is not None:
+            progress(done, len(jobs))
+        for job, result in each(partial(_write_study, out=out, plan=plan), work, workers=workers):
+            if isinstance(result, WorkerDied):
+                result = (_refusal(job.study, "worker-died", "its process died twice, perhaps for want of memory"),)
+            if result:
+                layout.remove_study(out, job.key)
+                refused.extend(result)
+            done += 1
+            if progress is not None:
+                progress(done, len(jobs))
+        return _finish(out, [job.key for job in jobs], (*sources.rejected, *refused), skipped)
+
+
+def _keep_plan(out: Path, plan: Plan) -> None:
+    path = out / layout.PLAN_FILE
+    if not path.exists():
+        layout.write_atomically(path, plan.to_json().encode())
+        return
+    kept = Plan.load(path).model_dump(mode="json")
+    wanted = plan.model_dump(mode="json")
+    different = [f"{key} ({kept.get(key)} there, {wanted[key]} now)" for key in wanted if kept.get(key) != wanted[key]]
+    if different:
+        raise ValueError(
+            f"{out.name}: this store was made with another plan; different: {', '.join(different)}. "
+            "Write to a new folder, or use the store's own plan.json"
+        )
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """Read split.json: subject -> split.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    assignments = layout.unseal(path.read_bytes(), path.name)["assignments"]
+    return {str(subject): str(split) for subject, split in assignments.items()}
+
+
+def _keep_split(out: Path, sources: Sources, fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Assign subjects that have no split yet; write the file before any study, so that a crash cannot redraw it."""
+    path = out / layout.SPLIT_FILE
+    frozen = read_split(path) if path.exists() else {}
+    own = [(study.subject, study.split) for study in sources.studies if study.split is not None]
+    if own and len(own) != len(sources.studies):
+        raise ValueError(f"{len(own)} of {len(sources.studies)} studies name a split; give one for all, or for none")
+    check_split(own)
+    given = dict(own) or split_subjects({study.subject for study in sources.studies}, fractions=fractions, seed=seed)
+    moved = sum(frozen.get(subject, split) != split for subject, split in own)
+    if moved:
+        raise ValueError(
+            f"{moved} studies name another split than this store froze for their subject; it cannot change"
+        )
+    splits = {**given, **frozen}
+    if splits != frozen or not path.exists():
+        layout.write_atomically(path, layout.seal({"assignments": splits}))
+    return splits
+
+
+def _plan_jobs(sources: Sources, splits: Mapping[str, str], plan: Plan) -> tuple[list[_Job], list[RejectedRow]]:
+    jobs: dict[str, _Job] = {}
+    refused = []
+    for study in sources.studies:
+        key = layout.study_key(study.subject, study.study)
+        if key in jobs:
+            refused.append(_refusal(study, "duplicate-study", "the sources name this study twice; the first is kept"))
+            continue
+        split = splits[study.subject]
+        jobs[key] = _Job(key=key, study=study, split=split, fingerprint=_fingerprint(study, split, plan))
+    return list(jobs.values()), refused
+
+
+def _fingerprint(study: Study, split: str, plan: Plan) -> str:
+    """Digest of what a study is made from: names, sizes and times of its files, and what the table says of it."""
+    files = {series.sequence: _stamp(series.path) for series in study.series}
+    said = {
+        "files": files,
+        "mask": None if study.mask is None else _stamp(study.mask),
+        "report": None if study.report is None else study.report.text,
+        "labels": {name: float(value) for name, value in study.labels.items()},
+        "split": split,
+        "simulated": study.simulated,
+        "plan": plan.to_json(),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> list[Any]:
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stamps: list[Any] = []
+    for file in paths:
+        try:
+            state = file.stat()
+        except OSError:
+            stamps.append([file.name, "absent"])
+        else:
+            stamps.append([file.name, state.st_size, state.st_mtime_ns])
+    return stamps
+
+
+def _read_record(out: Path, key: str) -> dict[str, Any] | None:
+    path = layout.study_folder(out, key) / layout.RECORD_FILE
+    try:
+        return layout.unseal(path.read_bytes(), path.name)
+    except (OSError, ValueError):
+        return None
+
+
+def _write_study(job: _Job, *, out: Path, plan: Plan) -> tuple[RejectedRow, ...]:
+    """Examine, conform and write one study. Returns nothing when it is in the store, the reasons when it is not."""
+    try:
+        examined = examine(job.study)
+        if not examined.volumes:
+            return examined.rejected or (_refusal(job.study, "no-usable-series", "no series could be read"),)
+        conformed = conform(examined, plan)
+    except Rejected as reason:
+        return (_refusal(job.study, reason.reason, reason.evidence),)
+    except (ValueError, ArithmeticError, OSError, MemoryError) as error:
+        # The message may hold a path; its kind may not.
+        return (_refusal(job.study, "cannot-be-processed", f"{type(error).__name__} while it was read"),)
+    folder = out / layout.STUDIES / f"{layout.WRITING}{job.key}-{os.getpid()}"
+    folder.mkdir()
+    with layout.held(folder):
+        _fill(folder, job, examined, conformed, plan=plan)
+        layout.publish(folder, layout.study_folder(out, job.key))
+    return ()
+
+
+def _fill(folder: Path, job: _Job, examined: Examined, conformed: Conformed, *, plan: Plan) -> None:
+    """Write all files of a study and wait until they are on the disk."""
+    arrays: dict[str, NDArray[np.generic]] = {layout.VOLUMES: conformed.voxels}
+    write_array(folder / layout.VOLUMES, conformed.voxels, plan, attributes=_attributes(conformed))
+    if conformed.mask is not None:
+        arrays[layout.MASK] = conformed.mask
+        write_array(folder / layout.MASK, conformed.mask, plan, attributes={})
+    digests = {name: layout.digest_array(array) for name, array in arrays.items()}
+    record = {
+        "row": _row(job, conformed, digests).model_dump(mode="json"),
+        "arrays": digests,
+        "files": {name: layout.digest_file(folder / name) for name in layout.files_under(folder)},
+        "accepted": _accepted(job, examined).model_dump(mode="json"),
+        "rejected": [row.model_dump(mode="json") for row in (*examined.rejected, *conformed.rejected)],
+        "source": job.fingerprint,
+    }
+    (folder / layout.RECORD_FILE).write_bytes(layout.seal(record))
+    layout.sync_tree(folder)
+
+
+def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
+    """Digest of a study's content: its row and its decoded voxels, whatever its files are called or compressed by."""
+    return layout.digest_of({"row": {**row, "digest": ""}, "arrays": dict(arrays)})
+
+
+def store_digest(rows: tuple[StudyRow, ...]) -> str:
+    """Digest of a store's content: the digests of its studies, in sorted order."""
+    return layout.digest_of(sorted(row.digest for row in rows))
+
+
+def write_array(path: Path, array: NDArray[np.generic], plan: Plan, *, attributes: Mapping[str, Any]) -> None:
+    """Write a sharded Zarr 3 array: one shard, inner chunks of `plan.chunk_voxels` cubes, all sequences together.
+
+    Chunks are compressed with bit shuffling and carry a CRC-32C; a chunk of zeros takes no space.
+    """
+    *stacked, i, j, k = array.shape
+    cube = [min(plan.chunk_voxels, size) for size in (i, j, k)]
+    shard = [-(-size // edge) * edge for size, edge in zip((i, j, k), cube, strict=True)]
+    codec = BloscCodec(cname=plan.codec, clevel=5, shuffle="bitshuffle", typesize=array.dtype.itemsize)
+    made = zarr.create_array(
+        store=str(path),
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=tuple(stacked + cube),
+        shards=tuple(stacked + shard),
+        compressors=(codec, Crc32cCodec()),
+        fill_value=0,
+        attributes=dict(attributes),
+        config={"write_empty_chunks": False},
+    )
+    made[...] = array
+
+
+def _attributes(conformed: Conformed) -> dict[str, Any]:
+    """What a reader of the bare array needs to know."""
+    return {
+        "sequences": list(conformed.sequences),
+        "voxel_to_ras_mm": conformed.affine.tolist(),
+        "scale": [conformed.intensities[name].scale for name in conformed.sequences],
+    }
+
+
+def _row(job: _Job, conformed: Conformed, digests: Mapping[str, str]) -> StudyRow:
+    study = job.study
+    _, i, j, k = conformed.voxels.shape
+    affine: AffineRows = tuple(tuple(float(value) for value in line) for line in conformed.affine)  # type: ignore[assignment]
+    row = StudyRow(
+        key=job.key,
+        subject=study.subject,
+        study=study.study,
+        split=job.split,
+        simulated=study.simulated,
+        sequences=conformed.sequences,
+        shape=(i, j, k),
+        affine=affine,
+        intensities=dict(conformed.intensities),
+        report=None if study.report is None else study.report.text,
+        labels={name: float(value) for name, value in study.labels.items()},
+        has_mask=conformed.mask is not None,
+        digest="",
+    )
+    return row.model_copy(update={"digest": study_digest(row.model_dump(mode="json"), digests)})
+
+
+def _accepted(job: _Job, examined: Examined) -> AcceptedRow:
+    """What the source held, before it was conformed."""
+    grids = {name: volume.grid for name, volume in sorted(examined.volumes.items())}
+    return AcceptedRow(
+        subject=job.study.subject,
+        study=job.study.study,
+        split=job.split,
+        simulated=job.study.simulated,
+        sequences=tuple(grids),
+        shapes=tuple(grid.shape for grid in grids.values()),
+        spacings_mm=tuple(grid.spacing_mm for grid in grids.values()),
+        has_report=job.study.report is not None,
+        has_mask=examined.mask is not None,
+        labels=dict(job.study.labels),
+    )
+
+
+def _refusal(study: Study, reason: str, evidence: str) -> RejectedRow:
+    return RejectedRow(subject=study.subject, study=study.study, sequence="", file="", reason=reason, evidence=evidence)
+
+
+def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], skipped: int) -> IngestSummary:
+    """Write the tables from what lies in the study folders, and last the file that makes the store readable."""
+    rows, accepted, rejected = [], [], list(refused)
+    for folder in sorted((out / layout.STUDIES).iterdir()):
+        record = None if folder.name.startswith(".") else _read_record(out, folder.name)
+        if record is not None:
+            rows.append(StudyRow.model_validate(record["row"]))
+            accepted.append(AcceptedRow.model_validate(record["accepted"]))
+            rejected.extend(RejectedRow.model_validate(row) for row in record["rejected"])
+    write_catalogue(rows, out / layout.CATALOGUE_FILE)
+    write_table(accepted, out / layout.ACCEPTED_FILE, AcceptedRow)
+    write_table(rejected, out / layout.REJECTED_FILE, RejectedRow)
+    digest = store_digest(tuple(rows))
+    content = {
+        "format": layout.FORMAT,
+        "studies": len(rows),
+        "store_digest": digest,
+        "split_digest": split_digest(read_split(out / layout.SPLIT_FILE)),
+        "files": {name: layout.digest_file(out / name) for name in layout.DIGESTED_FILES},
+    }
+    layout.write_atomically(out / layout.STORE_FILE, layout.seal(content))
+    if not rows:
+        raise ValueError(f"{out.name}: none of {len(keys)} studies was accepted; rejected.parquet says why for each")
+    present = {row.key for row in rows}
+    return IngestSummary(
+        accepted=sum(key in present for key in keys), rejected=len(rejected), skipped=skipped, digest=digest
+    )

@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all: written beside the target, flushed to disk, then moved into its place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in `path`'s folder; on leaving without an error it takes the place of `path`.
+
+    The data and the folder entry are flushed to disk before this returns, so that a file which was announced
+    survives a power cut. After an error nothing is left behind and an older file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(path) as part:
+        yield part
+        part.chmod(0o666 & ~_umask())
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(path)
+    flush_folder(path.parent)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `beside` that is gone afterwards."""
+    handle, name = tempfile.mkstemp(prefix=f".{beside.name}.", suffix=".part", dir=beside.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    # mkstemp makes the file private; a target written in the ordinary way would follow the umask, so ours does too.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

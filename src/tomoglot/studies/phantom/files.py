@@ -1,0 +1,110 @@
+"""Write simulated studies as files: NIfTI whose bytes depend on nothing but the study, reports, truth, studies.csv."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import nibabel as nib
+
+from tomoglot.studies.atomic import write_bytes
+from tomoglot.studies.phantom.cohort import FINDINGS, SPLIT_FRACTIONS, SUFFIXES, PhantomStudy, generate
+from tomoglot.studies.study import Volume
+
+DESCRIPTION = "simulated brain MRI (tomoglot phantom), not a person"
+COLUMNS = ("subject", "study", "sequence", "path", "report", "mask", "split", "simulated")
+
+
+def nifti_bytes(volume: Volume) -> bytes:
+    """A gzipped NIfTI file, the same bytes for the same volume: no time stamp, no file name."""
+    image = nib.Nifti1Image(volume.voxels, volume.affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = DESCRIPTION.encode()
+    image.set_qform(volume.affine, code=4)  # 4: MNI152 space
+    image.set_sform(volume.affine, code=4)
+    # Level 1: twice as fast as 6 for files a tenth larger.
+    return gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+
+
+def write_study(study: PhantomStudy, out: Path) -> list[dict[str, str]]:
+    """Write one study below `out`; its rows of studies.csv, one a series, with paths relative to `out`."""
+    stem = f"{study.subject}_{study.study}"
+    folder = PurePosixPath(study.subject) / study.study / "anat"
+    report, mask = PurePosixPath("reports") / f"{stem}.txt", folder / f"{stem}_mask.nii.gz"
+    write_bytes(out / mask, nifti_bytes(study.mask))
+    write_bytes(out / report, study.report.text.encode())
+    write_bytes(out / "truth" / f"{stem}.json", (json.dumps(study.truth, indent=1, sort_keys=True) + "\n").encode())
+    rows = []
+    for sequence, volume in study.volumes.items():
+        path = folder / f"{stem}_{SUFFIXES[sequence]}.nii.gz"
+        write_bytes(out / path, nifti_bytes(volume))
+        values = (study.subject, study.study, sequence, path, report, mask, study.split, "true")
+        row = dict(zip(COLUMNS, map(str, values), strict=True))
+        rows.append(row | {f"label:{name}": f"{study.labels[name]:.0f}" for name in FINDINGS})
+    return rows
+
+
+def make(index: int, *, out: Path, seed: int, spacing_mm: float, options: Mapping[str, object]) -> list[dict[str, str]]:
+    """Generate and write one study: what a worker process does."""
+    return write_study(generate(seed, index, spacing_mm=spacing_mm, **options), out)  # type: ignore[arg-type]
+
+
+def write_cohort(
+    out: Path,
+    *,
+    subjects: int,
+    seed: int,
+    spacing_mm: float,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    split_fractions: Mapping[str, float] | None = None,
+    only: str | None = None,
+    skull_stripped: bool = True,
+    motion_mm: float = 0.0,
+) -> Path:
+    """Write a simulated cohort; returns its studies.csv, which is written last.
+
+    Files are the same bytes whatever the number of `workers`. `progress(done, total)` is called after every study.
+    Raises ValueError as `generate` does, and for fewer than one subject or worker.
+    """
+    if subjects < 1 or workers < 1:
+        raise ValueError(f"a cohort needs at least 1 subject and 1 worker, got {subjects} and {workers}")
+    options = {
+        "split_fractions": dict(split_fractions or SPLIT_FRACTIONS),
+        "only": only,
+        "skull_stripped": skull_stripped,
+        "motion_mm": motion_mm,
+    }
+    one = partial(make, out=out, seed=seed, spacing_mm=spacing_mm, options=options)
+    rows: dict[int, list[dict[str, str]]] = {}
+    done = progress or (lambda _done, _total: None)
+    if workers == 1:
+        for index in range(subjects):
+            rows[index] = one(index)
+            done(len(rows), subjects)
+    else:
+        # Spawned, not forked: a fork would copy the parent's threads' locks.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, subjects), mp_context=context) as pool:
+            jobs = {pool.submit(one, index): index for index in range(subjects)}
+            for job in as_completed(jobs):
+                rows[jobs[job]] = job.result()
+                done(len(rows), subjects)
+    return write_table(out / "studies.csv", [row for index in sorted(rows) for row in rows[index]])
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+    """studies.csv: one row a series."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+    return path

