@@ -9,6 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked while testing. (Settings classes say `-> Self`, which the checker refuses outside a
+# class body, so the hook names the modules whose functions take tensors.)
+CHECKED = [
+    "tomoglot.objectives",
+    "tomoglot.encoders.plain_conv",
+    "tomoglot.encoders.uniformer",
+    "tomoglot.batches.mask",
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

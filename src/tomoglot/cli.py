@@ -111,9 +111,15 @@ def phantom(
     print(f"next: tomoglot ingest {out} --out STORE")
 
 
-def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None) -> Plan:
+def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None, run: Path | None) -> Plan:
     from tomoglot.store.plan import Plan
 
+    if run is not None:
+        from tomoglot.checkpoint import load_checkpoint
+
+        if spacing_mm or field or changes:
+            raise ValueError("--plan-of takes the whole plan of a run: leave out --spacing-mm, --field and --set")
+        return load_checkpoint(run).card.plan
     plan = Plan()
     if spacing_mm is not None:
         plan = plan.but(spacing_mm=_three(spacing_mm, float))
@@ -143,6 +149,9 @@ def ingest(
     layout: Annotated[
         str | None, typer.Option(help="Name of a public data set's layout, when it is not recognised.")
     ] = None,
+    plan_of: Annotated[
+        Path | None, typer.Option(help="Prepare exactly as this run's training data were (its card's plan).")
+    ] = None,
     spacing_mm: Annotated[
         str | None, typer.Option(help="Resample to this: 2 or 1,1,3. Default: the finest series'.")
     ] = None,
@@ -158,8 +167,9 @@ def ingest(
     from tomoglot.studies.source import read_source
 
     sources = read_source(source, layout=layout, reports=reports)
+    chosen = _plan(spacing_mm, field, plan, plan_of)
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
-        done = write_store(sources, out, _plan(spacing_mm, field, plan), workers=workers, seed=seed, progress=report)
+        done = write_store(sources, out, chosen, workers=workers, seed=seed, progress=report)
     print(
         f"{done.accepted} studies stored, {done.skipped} were there already, "
         f"{done.rejected} rejections (rejected.parquet)"

@@ -35,6 +35,7 @@ Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 # Written beside the good studies, so that the page shows what a refusal looks like.
 DAMAGED = ("one series cut short", "one series with a flipped bit")
+SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
 class DemoConfig(Settings):
@@ -42,7 +43,7 @@ class DemoConfig(Settings):
 
     subjects: int = Field(600, ge=40)
     seed: int = 0
-    simulated_spacing_mm: float = 2.0
+    simulated_spacing_mm: float = 3.0
     store_spacing_mm: float = 4.0
     field_voxels: tuple[int, int, int] = (40, 48, 40)
     workers: int = Field(2, ge=1)
@@ -124,6 +125,7 @@ def _simulate(folder: Path, config: DemoConfig, progress: Bar) -> None:
             seed=config.seed,
             spacing_mm=config.simulated_spacing_mm,
             workers=config.workers,
+            split_fractions=SPLIT_FRACTIONS,
             progress=report,
         )
     _plant_damage(table)
@@ -199,6 +201,6 @@ def _farewell(out: Path, page: Path, results: list[TaskResult], say: Say) -> Non
         )
     say(f"The page: {page}")
     say("On your own studies (a table, a BIDS folder or a known layout):")
-    say("  tomoglot ingest YOUR_FOLDER --out store --spacing-mm 4 --field 40,48,40")
+    say(f"  tomoglot ingest YOUR_FOLDER --out store --plan-of {out / 'run'}")
     say("  tomoglot pretrain medmap:tiny --store store --out runs/mine")
     say(f"  tomoglot evaluate zero_shot --from {out / 'run'} --store store --split all")

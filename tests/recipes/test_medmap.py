@@ -18,7 +18,7 @@ INFARCT = "TECHNIQUE: T1w, DWI.\nFINDINGS: Acute infarct in the left frontal lob
 
 def config(**changes: object) -> MedMAP.Config:
     settings = medmap.tiny().but(vision=VisionEncoder.Config.named("plain_conv:tiny"), embedding=32)
-    return settings.but(sequences_per_study=None, sentences_kept=1.0).but(**changes)
+    return settings.but(sequences_per_study=None, study_weight=1.0).but(**changes)
 
 
 def batch(reports: tuple[str | None, ...] = (NORMAL, NORMAL, INFARCT), seed: int = 0) -> Batch:
@@ -99,7 +99,30 @@ def test_each_reading_of_asymmetric_gives_another_loss() -> None:
 def test_the_text_encoder_is_frozen_and_outside_the_checkpoint() -> None:
     module = config().build(SEQUENCES).train()
     assert not any("text." in name for name in module.state_dict())
-    assert module.text_projection.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in module.text_projection.parameters())
+
+
+def test_standardising_takes_away_what_all_reports_share() -> None:
+    """Two texts that differ a little are far apart once their common part is gone; the switch shows the difference."""
+    standardise = medmap.RunningStandardiser(8, memory=1).train()
+    rows = 5.0 + torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    standardise(rows)
+    after = standardise.eval()(rows)
+    torch.testing.assert_close(after.mean(dim=0), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.std(dim=0, unbiased=False), torch.ones(8), atol=1e-3, rtol=0)
+    kept = {name for name in config().build(SEQUENCES).state_dict() if name.endswith(".mean")}
+    assert {"text_projection.0.mean", "volume_projections.shared.0.mean"} == kept
+    assert not any(name.endswith(".mean") for name in config(standardise=False).build(SEQUENCES).state_dict())
+
+
+def test_one_sequence_a_study_reads_one_volume_of_each() -> None:
+    torch.manual_seed(0)
+    module = config(sequences_per_study=1).build(SEQUENCES).train()
+    acquired = batch().acquired
+    drawn = module._draw_sequences(acquired)
+    assert drawn.sum(dim=1).tolist() == [1, 1, 1]
+    assert not (drawn & ~acquired).any()
+    assert torch.equal(module.eval()._draw_sequences(acquired), acquired)
 
 
 def test_temperature_is_the_exponential_of_what_is_learned() -> None:

@@ -28,7 +28,7 @@ def info_nce(
     temperature: float | Float[Tensor, ""],
     direction: Literal["both", "image_to_text", "text_to_image"] = "both",
     weight: float = 0.5,
-    positives: Bool[Tensor, "b u"] | None = None,
+    positives: Bool[Tensor, "r u"] | None = None,
     gather: bool = False,
 ) -> Scalar:
     """Cross-entropy of each row's positives among all candidates (van den Oord 2018; symmetric: Radford 2021, fig. 3).
@@ -67,7 +67,7 @@ def sigmoid_loss(
     *,
     temperature: float | Float[Tensor, ""],
     bias: float | Float[Tensor, ""],
-    positives: Bool[Tensor, "b u"] | None = None,
+    positives: Bool[Tensor, "r u"] | None = None,
     gather: bool = False,
 ) -> Scalar:
     """Each pair is a yes-or-no question of its own; the sum over pairs, per image (SigLIP, Zhai 2023, sec. 3.2).

@@ -222,7 +222,7 @@ def score_abnormality(
         raise ValueError(f"split {split!r} is what the task learns from; score another, such as test")
     if not store.findings:
         raise ValueError("the store labels no finding; give label columns (label:<finding>) to ingest")
-    recipe, settings = opened(model, loader)
+    recipe, settings = opened(model, store, loader)
     if mode == "probe":
         splits = ("train", "val", split)
 

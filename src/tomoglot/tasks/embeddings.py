@@ -14,6 +14,7 @@ from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
 from tomoglot.checkpoint import Loaded
 from tomoglot.recipes.recipe import Recipe
+from tomoglot.store.plan import Plan
 
 Progress = Callable[[int, int], None]
 Wanted = Literal["both", "features", "aligned"]
@@ -142,11 +143,34 @@ def embed_split(
     )
 
 
-def opened(model: Recipe | Loaded, loader: LoaderConfig | None) -> tuple[Recipe, LoaderConfig]:
-    """The recipe, and how to load for it: a checkpoint's card tells the crop, unless `loader` says otherwise."""
+def opened(model: Recipe | Loaded, store: StudySource, loader: LoaderConfig | None) -> tuple[Recipe, LoaderConfig]:
+    """The recipe, and how to load for it: a checkpoint's card tells the crop, unless `loader` says otherwise.
+
+    Raises:
+        ValueError: the store was written by another preprocessing plan than the checkpoint was trained on.
+    """
     if isinstance(model, Loaded):
+        refuse_other_plan(model.card.plan, store.plan)
         return model.recipe, loader or LoaderConfig(crop_voxels=model.card.crop_voxels)
     return model, loader or LoaderConfig()
+
+
+def refuse_other_plan(trained: Plan, stored: Plan) -> None:
+    """Refuse volumes prepared otherwise than those of the training; how they are compressed does not matter.
+
+    Raises:
+        ValueError: the settings that differ, with both values.
+    """
+    differing = [
+        f"{name} {getattr(stored, name)} (the checkpoint: {getattr(trained, name)})"
+        for name in Plan.model_fields
+        if name not in {"codec", "chunk_voxels"} and getattr(stored, name) != getattr(trained, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the store was prepared otherwise than what the checkpoint learned from: {'; '.join(differing)}. "
+            "Ingest into a new store with `tomoglot ingest SOURCE --plan-of RUN`"
+        )
 
 
 def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def score_zero_shot(
     Raises:
         ValueError: the recipe has no text side, no finding has prompts, or the split is empty.
     """
-    recipe, settings = opened(model, loader)
+    recipe, settings = opened(model, store, loader)
     if not has_text_side(recipe):
         raise ValueError(f"{type(recipe).__name__} has no text side, so nothing can be asked in words; try a probe")
     questions = PROMPTS if prompts is None else prompts

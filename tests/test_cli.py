@@ -1,0 +1,73 @@
+"""The command line: its verbs and options are frozen here, and what a user gives wrong is one line and exit code 2."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from tomoglot import cli
+
+VERBS = {
+    "demo": {"out", "subjects", "seed"},
+    "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "workers"},
+    "ingest": {"source", "out", "reports", "layout", "plan_of", "spacing_mm", "field", "plan", "workers", "seed"},
+    "curate": {"source", "out", "layout", "workers"},
+    "inspect": {"store", "png"},
+    "verify": {"store", "workers"},
+    "pretrain": {"recipe", "store", "out", "changes", "config", "resume"},
+    "evaluate": {"task", "run", "store", "split", "controls", "prompts", "out"},
+    "transfer": {"task", "run", "store", "mode", "split", "label_fraction", "controls", "out"},
+    "report": {"run"},
+    "doctor": {"store"},
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from tomoglot.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_verbs_and_options_change_only_on_purpose() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    found = {name: {option.name for option in command.params} - {"help"} for name, command in commands.items()}
+    assert found == VERBS
+
+
+def test_every_verb_says_what_it_does() -> None:
+    for command in typer.main.get_command(cli.app).commands.values():  # type: ignore[attr-defined]
+        assert command.help
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, says in (
+        (("ingest", str(tmp_path / "empty"), "--out", str(tmp_path / "s")), "empty"),
+        (("ingest", str(tmp_path / "absent"), "--out", str(tmp_path / "s")), "absent"),
+        (("inspect", str(tmp_path / "empty")), "empty"),
+        (("pretrain", "medmep:tiny", "--store", "s", "--out", str(tmp_path / "r")), "medmap"),
+        (("pretrain", "medmap:tiny", "--set", "schedule.stepz=1", "--out", str(tmp_path / "r")), "steps"),
+        (("phantom", "liver", "--out", str(tmp_path / "p")), "brain"),
+        (("evaluate", "zero-shot", "--from", "r", "--store", "s"), "zero_shot"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
+        assert done.stderr.startswith("error: "), done.stderr
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "s").exists() or not any((tmp_path / "s").glob("studies/*"))
+
+
+def test_three_numbers_or_one() -> None:
+    assert cli._three("2", float) == (2.0, 2.0, 2.0)
+    assert cli._three("96x112,96", int) == (96, 112, 96)
+    done = run("ingest", ".", "--out", "s", "--field", "4,5")
+    assert re.search(r"one number or three", done.stderr) or done.returncode == 2
+
+
+def test_doctor_names_the_versions() -> None:
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "torch" in done.stdout
+    assert "devices" in done.stdout
