@@ -49,7 +49,7 @@ def main() -> None:
         aligned, used = embedded.aligned_or_fail(), embedded.acquired
         mean = aligned.sum(axis=1) / np.maximum(used.sum(axis=1, keepdims=True), 1)
         vectors[kind] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-        directions = np.stack([questions[name].direction() for name in FINDINGS])
+        directions = np.stack([questions[name].direction for name in FINDINGS])
         asked = probabilities(study_scores(aligned, used, directions))
         if kind:
             for at in range(len(mean)):

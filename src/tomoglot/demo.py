@@ -41,7 +41,7 @@ SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 class DemoConfig(Settings):
     """Sizes of the demo, chosen by measurement for two cores and ten minutes."""
 
-    subjects: int = Field(600, ge=40)
+    subjects: int = Field(700, ge=40)
     seed: int = 0
     simulated_spacing_mm: float = 3.0
     store_spacing_mm: float = 4.0
