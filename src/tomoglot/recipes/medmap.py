@@ -47,10 +47,10 @@ from tomoglot.types import Scalar, SequenceEmbeddings
 # Presets of this file, with the run that each is meant for: a mark stands where a value is not ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "schedule.steps": 1_500,
+        "schedule.steps": 650,
         "schedule.warmup_steps": 50,
         "schedule.learning_rate": 2e-3,
-        "schedule.weight_decay": 0.05,
+        "schedule.weight_decay": 0.1,
         "loader.batch_size": 24,
         "loader.workers": 2,
         "loader.augment.jitter_voxels": 1,
@@ -312,7 +312,7 @@ def tiny() -> MedMAP.Config:
     """
     return MedMAP.Config(
         vision=VisionEncoder.Config.named("plain_conv:tiny").but(widths=(8, 16, 32, 64), blocks=(0, 0, 0, 0)),
-        text=TextEncoder.Config(pooling="sentences"),
+        text=TextEncoder.Config(pooling="mean"),
         bank="adapter",
         embedding=128,
         sequences_per_study=1,
