@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import typer
+from typer.testing import CliRunner
 
-from tomoglot import cli
+from tomoglot import cli, demo
 
 VERBS = {
     "demo": {"out", "subjects", "seed"},
@@ -71,3 +73,13 @@ def test_doctor_names_the_versions() -> None:
     assert done.returncode == 0, done.stdout
     assert "torch" in done.stdout
     assert "devices" in done.stdout
+
+
+def test_demo_without_options_runs_with_its_own_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make demo` gives no number of subjects: the default must pass its own check (it once did not)."""
+    given: list[demo.DemoConfig] = []
+    monkeypatch.setattr(demo, "run_demo", lambda out, config, **_: given.append(config))
+    for arguments in ([], ["--subjects", "50", "--seed", "3"]):
+        assert CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), *arguments]).exit_code == 0
+    assert given == [demo.DemoConfig(), demo.DemoConfig(subjects=50, seed=3)]
+    assert CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), "--subjects", "3"]).exit_code == 2

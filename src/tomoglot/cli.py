@@ -72,13 +72,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @app.command()
 def demo(
     out: OutOption = Path("runs/demo"),
-    subjects: Annotated[int, typer.Option(min=40, help="Simulated subjects.")] = 0,
+    subjects: Annotated[int | None, typer.Option(min=40, help="Simulated subjects.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the cohort and of the training.")] = 0,
 ) -> None:
     """The whole journey on simulated studies: about ten minutes on two cores."""
     from tomoglot.demo import DemoConfig, run_demo
 
-    config = DemoConfig(seed=seed) if subjects == 0 else DemoConfig(seed=seed, subjects=subjects)
+    config = DemoConfig(seed=seed) if subjects is None else DemoConfig(seed=seed, subjects=subjects)
     run_demo(out, config, say=lambda line: print(line, flush=True), progress=progress_bar)
 
 

@@ -147,3 +147,33 @@ def test_cut_is_padding_and_slicing(start, shape):
     padded = np.pad(volume, 20)
     box = tuple(slice(20 + first, 20 + first + length) for first, length in zip(start, shape, strict=True))
     np.testing.assert_array_equal(cut(volume, start, shape), padded[box])
+
+
+def test_the_edge_of_a_brain_only_image_keeps_its_brightness_when_resampled():
+    """Mixed with the zeros round it, tissue at the edge would turn dark: a rim that networks learn by heart."""
+    places = np.stack(np.meshgrid(*[np.arange(40.0)] * 3, indexing="ij"), axis=-1)
+    ball = (np.linalg.norm(places - 19.5, axis=-1) < 15).astype(np.float32) * 700
+    found = conform(examined({"t1w": Volume(voxels=ball, affine=np.eye(4))}), Plan(spacing_mm=(1.7, 1.7, 1.7)))
+    signal = found.voxels[0][found.voxels[0] != 0] * found.intensities["t1w"].scale
+    np.testing.assert_allclose(signal, 700, rtol=1e-3)
+    # The rim is neither eaten away nor swollen: the ball keeps its volume.
+    assert signal.size * 1.7**3 == pytest.approx((ball > 0).sum(), rel=0.05)
+
+
+def test_in_hounsfield_units_zero_is_water_and_is_interpolated_like_any_value():
+    halves = np.zeros((20, 20, 20), dtype=np.int16)
+    halves[10:] = 100
+    ct = Plan(intensity="window", spacing_mm=(1.5, 1.5, 1.5))
+    found = conform(examined({"ct": Volume(voxels=halves, affine=np.eye(4))}), ct)
+    real = found.voxels[0] * found.intensities["ct"].scale
+    between = real[:, 5, 5]
+    assert ((between > 5) & (between < 95)).any()
+
+
+def test_where_a_ct_has_no_voxel_there_is_air():
+    water = np.full((6, 6, 6), 1, dtype=np.int16)
+    found = conform(
+        examined({"ct": Volume(voxels=water, affine=np.eye(4))}), Plan(intensity="window", field_voxels=(10, 6, 6))
+    )
+    assert (found.voxels[0][[0, 1, 8, 9]] == -1000).all()
+    assert (found.voxels[0][2:8] == 1).all()

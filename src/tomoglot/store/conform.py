@@ -54,14 +54,14 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
     grid = turned[finest].grid
     if plan.spacing_mm is not None:
         grid = regular_grid(grid, plan.spacing_mm)
-    on_grid = {finest: _onto(turned[finest], grid)}
+    on_grid = {finest: onto(turned[finest], grid, plan)}
     field = _field(on_grid[finest], plan)
     stored: dict[str, NDArray[np.int16]] = {}
     intensities: dict[str, Intensity] = {}
     rejected = []
     for name, volume in turned.items():
         try:
-            real = cut(on_grid.pop(name) if name in on_grid else _onto(volume, grid), *field)
+            real = cut(on_grid.pop(name) if name in on_grid else onto(volume, grid, plan), *field, fill=plan.background)
             stored[name], scale = to_int16(real)
             intensities[name] = measure(stored[name], scale)
         except Rejected as reason:
@@ -81,9 +81,11 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
     )
 
 
-def cut(voxels: NDArray[np.generic], start: tuple[int, int, int], shape: tuple[int, int, int]) -> NDArray[np.generic]:
-    """Box of `shape` voxels from `start` (may lie outside), zero where the volume has no voxel."""
-    box = np.zeros(shape, dtype=voxels.dtype)
+def cut(
+    voxels: NDArray[np.generic], start: tuple[int, int, int], shape: tuple[int, int, int], *, fill: float = 0
+) -> NDArray[np.generic]:
+    """Box of `shape` voxels from `start` (may lie outside), `fill` where the volume has no voxel."""
+    box = np.full(shape, fill, dtype=voxels.dtype)
     inside, target = [], []
     for first, length, size in zip(start, shape, voxels.shape, strict=True):
         low, high = max(first, 0), min(first + length, size)
@@ -141,11 +143,24 @@ def _turn(volume: Volume) -> Volume:
     return Volume(voxels=voxels, affine=affine)
 
 
-def _onto(volume: Volume, grid: Grid, *, order: int = 1) -> NDArray[np.generic]:
-    # A volume that already lies on the grid keeps its type, so that whole numbers are stored exactly.
+def onto(volume: Volume, grid: Grid, plan: Plan) -> NDArray[np.generic]:
+    """Read a volume on a grid; a volume that lies on it already is returned as it is, so whole numbers stay exact.
+
+    Where the plan holds zero to be background, only signal is interpolated: a new voxel is the mean of the signal
+    round it, or background where less than half of what is round it is signal. Mixing tissue with the zeros of a
+    brain-only image draws a dark rim round the head, which is stronger than a lesion; measured on simulated studies
+    of 3 mm read at 4 mm, a network learnt the rim by heart and found infarcts at chance (results/tuning.md).
+    """
     if volume.grid.same_as(grid):
         return volume.voxels
-    return resample(volume.voxels, volume.affine, grid, order=order)
+    if not plan.zero_is_background:
+        return resample(volume.voxels, volume.affine, grid, outside=plan.background)
+    signal = resample(volume.voxels, volume.affine, grid)
+    share = resample((volume.voxels != 0).astype(np.float32), volume.affine, grid)
+    known = share >= 0.5
+    signal[known] /= share[known]
+    signal[~known] = 0.0
+    return signal
 
 
 def _field(voxels: NDArray[np.generic], plan: Plan) -> Field:
@@ -167,7 +182,8 @@ def _mask(mask: Volume, grid: Grid, field: Field) -> NDArray[np.uint8]:
     values = mask.voxels
     if not np.isfinite(values).all() or (values != np.rint(values)).any() or values.min() < 0 or values.max() > 255:
         raise Rejected("bad-mask", f"a mask holds whole numbers 0 to 255, this one {values.min()} to {values.max()}")
-    return cut(_onto(_turn(mask), grid, order=0), *field).astype(np.uint8)
+    turned = _turn(mask)
+    return cut(resample(turned.voxels, turned.affine, grid, order=0), *field).astype(np.uint8)
 
 
 def _row(examined: Examined, sequence: str, reason: Rejected) -> RejectedRow:

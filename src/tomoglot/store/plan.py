@@ -35,6 +35,16 @@ class Plan(Settings):
     codec: Literal["zstd", "lz4"] = "zstd"
     chunk_voxels: int = Field(32, ge=8, le=128)
 
+    @property
+    def zero_is_background(self) -> bool:
+        """Whether a real value of zero stands for "nothing here"; in Hounsfield units it is water."""
+        return self.intensity != "window"
+
+    @property
+    def background(self) -> float:
+        """Real value of a place where nothing was imaged."""
+        return 0.0 if self.zero_is_background else self.window_hu[0]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
