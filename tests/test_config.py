@@ -6,6 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from tomoglot.config import Settings
+from tomoglot.encoders.vision import VisionEncoder
+from tomoglot.recipes.medmap import MedMAP
 from tomoglot.run import RunConfig
 from tomoglot.store.plan import Plan
 
@@ -57,3 +59,14 @@ def test_a_file_that_is_not_settings_says_which_file(tmp_path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json"):
         Plan.load(path)
+
+
+def test_settings_that_are_right_only_together_are_changed_together() -> None:
+    """Stages and blocks of an encoder must agree in number: one after the other, either would be refused."""
+    tiny = VisionEncoder.Config.named("plain_conv:tiny")
+    both = {"widths": (8, 16), "blocks": (0, 0)}
+    assert len(tiny.but(**both).build().widths) == 2
+    config = MedMAP.Config(vision=tiny)
+    assert config.set(["vision.widths=[8,16]", "vision.blocks=[0,0]"]).vision.widths == (8, 16)
+    replaced = config.set(["vision=plain_conv:small", "vision.groups=4"])
+    assert (replaced.vision.widths, replaced.vision.groups) == ((32, 64, 128, 256), 4)

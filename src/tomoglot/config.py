@@ -33,22 +33,33 @@ class Settings(BaseModel):
         Raises:
             ValueError: a key does not exist (the nearest known key is named) or a value does not fit.
         """
-        result = self
-        for key, value in changes.items():
-            result = result._with(key.split("."), value, whole=key)
-        return result
+        return self._changed(changes, above="")
 
-    def _with(self, path: list[str], value: Any, *, whole: str) -> Self:
-        name, rest = path[0], path[1:]
-        if name not in type(self).model_fields:
-            raise ValueError(unknown_key(whole, name, type(self).model_fields))
-        if rest:
-            child = getattr(self, name)
+    def _changed(self, changes: Mapping[str, Any], *, above: str) -> Self:
+        direct: dict[str, Any] = {}
+        below: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            name, dot, rest = key.partition(".")
+            if name not in type(self).model_fields:
+                raise ValueError(unknown_key(above + key, name, type(self).model_fields))
+            if dot:
+                below.setdefault(name, {})[rest] = value
+            else:
+                direct[name] = value
+        if below.keys() & direct.keys():
+            # A part that is replaced and changed as well: first the new part, then what is changed in it.
+            start, direct = self._changed(direct, above=above), {}
+        else:
+            start = self
+        values: dict[str, Any] = {field: getattr(start, field) for field in type(self).model_fields}
+        for name, inner in below.items():
+            child = values[name]
             if not isinstance(child, Settings):
-                raise ValueError(f"{whole}: {name} is a {type(child).__name__}, it has no keys below it")
-            value = child._with(rest, value, whole=whole)
-        values = {field: getattr(self, field) for field in type(self).model_fields}
-        return type(self).model_validate(values | {name: value})
+                keys = ", ".join(f"{above}{name}.{key}" for key in inner)
+                raise ValueError(f"{keys}: {name} is a {type(child).__name__}, it has no keys below it")
+            values[name] = child._changed(inner, above=f"{above}{name}.")
+        # Validated together: two settings may be right only with one another.
+        return type(self).model_validate(values | direct)
 
     def set(self, assignments: Iterable[str]) -> Self:
         """Apply command-line changes such as ``schedule.steps=1000``; values are JSON, or plain text.
@@ -56,13 +67,13 @@ class Settings(BaseModel):
         Raises:
             ValueError: an assignment without ``=``, an unknown key, or a value of the wrong type.
         """
-        result = self
+        changes: dict[str, Any] = {}
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
             if not equals:
                 raise ValueError(f"--set wants key=value, got {assignment!r}")
-            result = result.but(**{key.strip(): _json_or_text(text.strip())})
-        return result
+            changes[key.strip()] = _json_or_text(text.strip())
+        return self.but(**changes)
 
     @classmethod
     def named(cls, name: str) -> Self:
