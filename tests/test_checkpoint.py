@@ -1,5 +1,8 @@
+import hashlib
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 import tiny_run
 from tomoglot.checkpoint import Card, Resume, latest, load_checkpoint, read_resume, save_checkpoint, subject_digests
 from tomoglot.store.plan import Plan
+from tomoglot.tasks.embeddings import seen_note
 
 SEQUENCES = ("flair", "t1w")
 
@@ -61,7 +65,26 @@ def test_the_card_finds_a_leak_without_carrying_a_subject(tmp_path):
     loaded = load_checkpoint(tmp_path).card
     assert loaded.saw("sub-1") and loaded.saw("sub-2") and not loaded.saw("sub-3")
     assert len(loaded.subjects) == 2
+    assert loaded.count_seen(["sub-1", "sub-1", "sub-3"]) == 1
     assert set(subject_digests(["sub-1"], "other salt")).isdisjoint(loaded.subjects)
+
+
+def test_a_guess_at_a_subject_is_dear_and_cards_of_format_1_are_still_read(tmp_path):
+    (digest,) = subject_digests(["sub-1"], "salt")
+    assert digest == hashlib.scrypt(b"sub-1", salt=b"salt", n=1024, r=8, p=1).hex()[:24]
+    save(tmp_path)
+    old = hashlib.sha256(b"salt\0sub-9").hexdigest()[:24]
+    card = load_checkpoint(tmp_path).card.but(format=1, subjects=(old,))
+    assert card.saw("sub-9") and not card.saw("sub-1")
+
+
+def test_a_card_that_names_nobody_is_said_to_be_unchecked(tmp_path):
+    save(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    store = SimpleNamespace(rows=[SimpleNamespace(subject=name, split="test") for name in ("sub-1", "sub-8")])
+    assert "1 of 2 scored subjects" in seen_note(loaded, store, "test")[0]
+    told = seen_note(replace(loaded, card=loaded.card.but(subjects=())), store, "test")
+    assert told[0].startswith("NOT CHECKED")
 
 
 def test_a_half_written_checkpoint_is_ignored_and_swept_away(tmp_path, monkeypatch):
@@ -110,7 +133,7 @@ def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path):
 
 def test_a_card_of_another_format_is_refused(tmp_path):
     place = save(tmp_path) / "card.json"
-    place.write_text(json.dumps(json.loads(place.read_text()) | {"format": 2}))
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"format": 3}))
     with pytest.raises(ValueError, match=r"card\.json"):
         load_checkpoint(tmp_path)
 

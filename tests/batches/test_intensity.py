@@ -8,7 +8,7 @@ from tomoglot.store.catalogue import Intensity
 from tomoglot.store.plan import Plan
 
 INTENSITY = Intensity(
-    scale=0.25, offset=-10.0, mean=40.0, std=30.0, percentiles={"1": 2.0, "99": 120.0, "99.5": 130.0}, foreground=0.5
+    scale=0.25, offset=-10.0, mean=40.0, std=30.0, percentiles={"1": 2.0, "50": 60.0, "99": 120.0}, foreground=0.5
 )
 
 
@@ -29,7 +29,7 @@ def in_words(stored, intensity, plan):
         Plan(intensity="zscore"),
         Plan(intensity="zscore", clip_zscore=0.7),
         Plan(intensity="percentile"),
-        Plan(intensity="percentile", percentiles=(1.0, 99.5)),
+        Plan(intensity="percentile", percentiles=(50.0, 99.0)),
         Plan(intensity="window", window_hu=(-20.0, 80.0)),
     ],
 )
@@ -57,10 +57,10 @@ def test_a_foreground_of_one_value_becomes_zero():
 
 
 def test_a_percentile_that_the_catalogue_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"wants percentile 3, the catalogue holds 1, 99"):
+    with pytest.raises(ValueError, match=r"wants percentile 5, the catalogue holds 1, 50, 99"):
         apply_intensity(
             np.zeros((1, 1, 1), np.int16),
             INTENSITY,
-            Plan(intensity="percentile", percentiles=(3.0, 99.0)),
+            Plan(intensity="percentile", percentiles=(5.0, 99.0)),
             out=np.empty((1, 1, 1), np.float32),
         )

@@ -119,7 +119,7 @@ def test_statistics_are_of_the_real_values_of_the_foreground():
     rng = np.random.default_rng(0)
     real = np.where(rng.random((8, 8, 8)) < 0.5, 0.0, rng.normal(3.0, 1.0, (8, 8, 8)))
     stored, scale = to_int16(real)
-    found = measure(stored, scale)
+    found = measure(stored, scale, Plan())
     signal = real[real != 0]
     assert found.mean == pytest.approx(signal.mean(), abs=scale)
     assert found.std == pytest.approx(signal.std(), abs=scale)
@@ -177,3 +177,39 @@ def test_where_a_ct_has_no_voxel_there_is_air():
     )
     assert (found.voxels[0][[0, 1, 8, 9]] == -1000).all()
     assert (found.voxels[0][2:8] == 1).all()
+
+
+def body_in_air(shape=(30, 30, 30)) -> np.ndarray:
+    """A CT of a simulated body off the middle: noisy air round it, exactly 0 HU in its core, bone at its rim."""
+    rng = np.random.default_rng(3)
+    voxels = np.round(rng.normal(-1000, 12, shape)).astype(np.int16)
+    voxels[20:26, 2:8, 10:20] = 300
+    voxels[21:25, 3:7, 11:19] = 0
+    return voxels
+
+
+def test_the_field_of_a_ct_is_centred_on_the_body_although_its_air_is_not_zero():
+    volume = Volume(voxels=body_in_air(), affine=np.eye(4))
+    found = conform(examined({"ct": volume}), Plan(intensity="window", field_voxels=(12, 12, 12)))
+    hit = np.argwhere(found.voxels[0] > -500)
+    np.testing.assert_array_equal(hit.min(axis=0), (3, 3, 1))
+    np.testing.assert_array_equal(hit.max(axis=0), (8, 8, 10))
+
+
+def test_statistics_of_a_ct_count_water_and_leave_out_what_lies_below_the_window():
+    voxels = body_in_air()
+    volume = Volume(voxels=voxels, affine=np.eye(4))
+    found = conform(examined({"ct": volume}), Plan(intensity="window", window_hu=(-900.0, 500.0))).intensities["ct"]
+    inside = voxels[20:26, 2:8, 10:20]
+    assert found.foreground == pytest.approx(inside.size / voxels.size)
+    assert found.mean == pytest.approx(inside.mean()) and found.percentiles["50"] == np.median(inside)
+    air = Volume(voxels=np.full((6, 6, 6), -1000, dtype=np.int16), affine=np.eye(4))
+    with pytest.raises(Rejected, match="no-usable-series"):
+        conform(examined({"ct": air}), Plan(intensity="window"))
+
+
+@pytest.mark.parametrize("percentiles", [(1.0, 99.5), (0.0, 100.0), (2.0, 99.0)])
+def test_a_percentile_that_is_not_measured_is_refused_when_the_plan_is_made(percentiles):
+    with pytest.raises(ValueError, match="measures the percentiles 1, 5, 50, 95, 99"):
+        Plan(intensity="percentile", percentiles=percentiles)
+    assert Plan(intensity="percentile", percentiles=(5, 95)).percentiles == (5, 95)

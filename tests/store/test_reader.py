@@ -137,3 +137,26 @@ def test_what_is_not_a_store_or_has_a_damaged_table_is_refused(store_path, tmp_p
         (copy / name).write_bytes(bytes(content))
         with pytest.raises(ValueError, match=name):
             Store.open(copy)
+
+
+@settings(max_examples=20, deadline=None)
+@given(start=STARTS, shape=SHAPES)
+def test_outside_a_ct_there_is_air_and_not_water(ct_store, start, shape):
+    row = ct_store.rows[0]
+    found = ct_store.read_crop(row, start, shape)
+    padded = np.pad(whole(ct_store, row.key), [(0, 0)] + [(100, 100)] * 3, constant_values=-1000)
+    box = tuple(slice(100 + first, 100 + first + length) for first, length in zip(start, shape, strict=True))
+    np.testing.assert_array_equal(found, padded[(..., *box)])
+
+
+def test_a_sequence_that_a_ct_study_lacks_is_zero_as_everywhere(ct_store):
+    row = next(row for row in ct_store.rows if "t2w" not in row.sequences)
+    assert not ct_store.read_crop(row, (-9, 0, 0), (12, 8, 8), sequences=("t2w",)).any()
+
+
+@pytest.fixture(scope="module")
+def ct_store(cohort, tmp_path_factory) -> Store:
+    """The same studies read as if they were CT: what is padded is what counts here."""
+    out = tmp_path_factory.mktemp("stores") / "ct"
+    write_store(cohort, out, Plan(intensity="window"))
+    return Store.open(out)

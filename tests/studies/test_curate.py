@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tomoglot.studies.curate import AcceptedRow, curate, examine, examine_all, look
+from tomoglot.studies.curate import AcceptedRow, curate, examine, look, look_at_all
 from tomoglot.studies.nifti import write_nifti
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.study import Series, Study, Volume
@@ -110,7 +110,7 @@ def look_or_die(given):
 
 def test_a_process_that_dies_costs_its_study_only(tmp_path):
     studies = corpus(tmp_path).studies
-    found = dict(examine_all(studies, look_or_die, workers=2))
+    found = dict(look_at_all(studies, look_or_die, workers=2))
     assert sorted(found) == [0, 1, 2, 3]
     assert found[1][0] is None and [row.reason for row in found[1][1]] == ["worker-died"]
     assert all(found[place][0] is not None for place in (0, 2, 3))

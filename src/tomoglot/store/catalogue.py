@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tomoglot.geometry import Grid
 from tomoglot.store import layout
+from tomoglot.studies.atomic import replacing, scratch
 
 AffineRows = tuple[
     tuple[float, float, float, float],
@@ -27,8 +26,9 @@ AffineRows = tuple[
 class Intensity(BaseModel):
     """How stored int16 becomes a real intensity (stored * scale + offset), and statistics of the real values.
 
-    `mean`, `std` and `percentiles` (keys "1", "5", "50", "95", "99") are of the non-zero voxels of the whole stored
-    volume; `foreground` is the share of voxels that are not zero.
+    `mean`, `std` and `percentiles` (keys "1", "5", "50", "95", "99") are of those voxels of the whole stored volume
+    that are not background, and `foreground` is their share. Background is zero, or in CT what lies at the window's
+    lower end or below.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,11 @@ class Intensity(BaseModel):
 
 
 class StudyRow(BaseModel):
-    """One study of the store. `shape` is (i, j, k) in voxels, `affine` takes voxel indices to RAS+ mm."""
+    """One study of the store. `shape` is (i, j, k) in voxels, `affine` takes voxel indices to RAS+ mm.
+
+    `native_shape` and `native_affine` are the grid of the study's finest series as its file had it, before any axis was
+    turned: what is predicted goes back there. None in a store of format 1, which did not keep them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,11 +63,27 @@ class StudyRow(BaseModel):
     labels: dict[str, float]
     has_mask: bool
     digest: str
+    native_shape: tuple[int, int, int] | None = None
+    native_affine: AffineRows | None = None
 
     @property
     def grid(self) -> Grid:
         """Shape and affine as a grid."""
         return Grid(self.shape, np.asarray(self.affine, dtype=np.float64))
+
+    @property
+    def native_grid(self) -> Grid:
+        """Grid of the study's finest series, as its file had it.
+
+        Raises:
+            ValueError: the store was written before that was kept.
+        """
+        if self.native_shape is None or self.native_affine is None:
+            raise ValueError(
+                f"study {self.key}: this store (format 1) does not know the grid that its studies came on; run "
+                "`tomoglot ingest` again into it, which adds the grid to each study"
+            )
+        return Grid(self.native_shape, np.asarray(self.native_affine, dtype=np.float64))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -87,6 +107,8 @@ _COLUMNS = {
     "labels": "MAP(VARCHAR, DOUBLE)",
     "has_mask": "BOOLEAN",
     "digest": "VARCHAR",
+    "native_shape": "INTEGER[]",
+    "native_affine": "DOUBLE[][]",
 }
 
 
@@ -98,14 +120,16 @@ def write_catalogue(rows: Iterable[StudyRow], path: Path) -> None:
 
 
 def read_catalogue(path: Path) -> tuple[StudyRow, ...]:
-    """Read what `write_catalogue` wrote, in its order.
+    """Read what `write_catalogue` wrote, in its order; columns that an older version did not write are left out.
 
     Raises:
         ValueError: the file is not a readable catalogue.
     """
-    fields = list(StudyRow.model_fields)
     try:
         with _connect() as connection:
+            table = connection.execute("SELECT * FROM read_parquet(?) LIMIT 0", [str(path)]).description or ()
+            there = {column[0] for column in table}
+            fields = [name for name, field in StudyRow.model_fields.items() if field.is_required() or name in there]
             found = connection.execute(f"SELECT {', '.join(fields)} FROM read_parquet(?)", [str(path)]).fetchall()
     except duckdb.Error as error:
         raise ValueError(f"{path.name}: not a readable catalogue ({type(error).__name__})") from error
@@ -134,18 +158,13 @@ def query(store: Path, sql: str) -> list[dict[str, Any]]:
 
 
 def _write_parquet(records: list[dict[str, Any]], columns: dict[str, str], path: Path) -> None:
-    temporary = path.with_name(f"{layout.WRITING}{path.name}-{os.getpid()}")
     types = "{" + ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items()) + "}"
     # Rows go through a file of JSON lines: inserting them one by one is a hundred times slower.
-    with tempfile.TemporaryDirectory() as folder, _connect() as connection:
-        lines = Path(folder) / "rows.jsonl"
+    with replacing(path) as part, scratch(path) as lines, _connect() as connection:
         with lines.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         source = f"read_json('{_quoted(lines)}', format = 'newline_delimited', columns = {types})"
-        connection.execute(f"COPY (SELECT * FROM {source}) TO '{_quoted(temporary)}' (FORMAT parquet)")
-    layout.sync_file(temporary)
-    temporary.replace(path)
-    layout.sync_file(path.parent)
+        connection.execute(f"COPY (SELECT * FROM {source}) TO '{_quoted(part)}' (FORMAT parquet)")
 
 
 def _quoted(path: Path) -> str:

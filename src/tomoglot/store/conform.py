@@ -8,32 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tomoglot.geometry import Grid, regular_grid, resample, to_ras
 from tomoglot.store.catalogue import Intensity
-from tomoglot.store.plan import Plan
+from tomoglot.store.plan import PERCENTILES, Plan
 from tomoglot.studies.curate import Examined
 from tomoglot.studies.source import RejectedRow
 from tomoglot.studies.study import Rejected, Volume
 
 INT16_MAX = 32767
-PERCENTILES = (1, 5, 50, 95, 99)
+# Between air (-1000) and water (0): the skin. Noise of the air, and lungs, lie below it.
+SKIN_HU = -500.0
 
 Field = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Conformed:
-    """A study as stored: `voxels` int16 (sequence, i, j, k) in the order of `sequences`, one affine for all."""
+    """A study as stored: `voxels` int16 (sequence, i, j, k) in the order of `sequences`, one affine for all.
+
+    `native` is the grid of the finest series as it came, before its axes were turned.
+    """
 
     sequences: tuple[str, ...]
     voxels: NDArray[np.int16]
     affine: NDArray[np.float64]
     intensities: Mapping[str, Intensity]
     mask: NDArray[np.uint8] | None
+    native: Grid
     rejected: tuple[RejectedRow, ...] = ()
 
 
@@ -41,8 +47,8 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
     """Bring all series of a study onto one grid, as the plan says.
 
     The study grid is that of the finest series (smallest voxel), or one of `plan.spacing_mm` over its field of view.
-    A field of `plan.field_voxels` is centred on the middle of the box round that series' non-zero voxels, so that
-    studies with different fields of view line up.
+    A field of `plan.field_voxels` is centred on the middle of the box round that series' non-zero voxels (in CT: round
+    the body), so that studies with different fields of view line up.
 
     Raises:
         Rejected: no series has a signal inside the field, or the mask does not hold whole numbers from 0 to 255.
@@ -63,7 +69,7 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
         try:
             real = cut(on_grid.pop(name) if name in on_grid else onto(volume, grid, plan), *field, fill=plan.background)
             stored[name], scale = to_int16(real)
-            intensities[name] = measure(stored[name], scale)
+            intensities[name] = measure(stored[name], scale, plan)
         except Rejected as reason:
             stored.pop(name, None)
             rejected.append(_row(examined, name, reason))
@@ -77,6 +83,7 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
         affine=affine,
         intensities=intensities,
         mask=None if examined.mask is None else _mask(examined.mask, grid, field),
+        native=examined.volumes[finest].grid,
         rejected=tuple(rejected),
     )
 
@@ -118,15 +125,16 @@ def to_int16(real: NDArray[np.generic]) -> tuple[NDArray[np.int16], float]:
     return np.rint(real.astype(np.float64) / scale).astype(np.int16), scale
 
 
-def measure(stored: NDArray[np.int16], scale: float) -> Intensity:
-    """Statistics of the real values of the non-zero voxels.
+def measure(stored: NDArray[np.int16], scale: float, plan: Plan) -> Intensity:
+    """Statistics of the real values of the voxels that are not background: not zero, or in CT above the window's end.
 
     Raises:
-        Rejected: every voxel is zero.
+        Rejected: every voxel is background.
     """
-    signal = stored[stored != 0]
+    signal = stored[stored != 0 if plan.zero_is_background else stored * scale > plan.background]
     if signal.size == 0:
-        raise Rejected("empty-in-field", "every voxel inside the field of view is zero; widen field_voxels")
+        nothing = "zero" if plan.zero_is_background else f"{plan.background:g} HU or less"
+        raise Rejected("empty-in-field", f"every voxel inside the field of view is {nothing}; widen field_voxels")
     marks = np.percentile(signal, PERCENTILES)
     return Intensity(
         scale=scale,
@@ -163,13 +171,13 @@ def onto(volume: Volume, grid: Grid, plan: Plan) -> NDArray[np.generic]:
     return signal
 
 
-def _field(voxels: NDArray[np.generic], plan: Plan) -> Field:
+def _field(voxels: NDArray[Any], plan: Plan) -> Field:
     """First voxel and shape of the field to keep, both in voxels of the study grid."""
     size = np.asarray(voxels.shape)
     if plan.field_voxels is None:
         return (0, 0, 0), (int(size[0]), int(size[1]), int(size[2]))
     low, high = np.zeros(3), size - 1.0
-    signal = voxels != 0
+    signal = voxels != 0 if plan.zero_is_background else voxels > max(plan.background, SKIN_HU)
     for axis in range(3):
         hit = np.flatnonzero(signal.any(axis=tuple(other for other in range(3) if other != axis)))
         if hit.size:

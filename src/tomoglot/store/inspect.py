@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tomoglot.store import layout
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.store.reader import Store
+from tomoglot.studies.atomic import replacing
 
 DRAWN_STUDIES = 6
 
@@ -106,9 +107,8 @@ def draw(store: Store, png: Path) -> None:
         axes[line, 0].set_ylabel(f"study {store.rows.index(row) + 1}\n{row.split}", fontsize=7)
     note = "simulated studies" if all(row.simulated for row in store.rows) else "middle axial slices"
     right.suptitle(f"{note}, 1st to 99th percentile, subject's left on the right", fontsize=9)
-    temporary = png.with_name(f"{layout.WRITING}{png.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(png)
+    with replacing(png) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def _draw_missingness(store: Store, figure: SubFigure) -> None:

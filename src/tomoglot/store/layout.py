@@ -1,4 +1,4 @@
-"""Where things lie in a store folder, and the rules that keep them whole: canonical JSON, digests, atomic writes.
+"""Where things lie in a store folder, and the rules that keep them whole: canonical JSON, digests, renames.
 
 ::
 
@@ -26,7 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 1
+from tomoglot.studies.atomic import WRITING, flush
+
+FORMAT = 2
+# Format 1 knew nothing of the grid that a study came on. Such a store is still read; what needs that grid says so.
+READABLE = (1, 2)
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
@@ -38,7 +42,6 @@ STUDIES = "studies"
 RECORD_FILE = "record.json"
 VOLUMES = "volumes.zarr"
 MASK = "mask.zarr"
-WRITING = ".writing-"
 SEAL = "digest"
 
 
@@ -108,33 +111,6 @@ def files_under(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Wait until a folder and everything below it is on the disk."""
-    for path in folder.rglob("*"):
-        sync_file(path)
-    sync_file(folder)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by new content: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f"{WRITING}{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_file(path.parent)
-
-
 def publish(finished: Path, target: Path) -> None:
     """Move a finished, synced study folder to its place; an older version of the study makes way.
 
@@ -145,7 +121,7 @@ def publish(finished: Path, target: Path) -> None:
     if replaced:
         target.replace(aside)
     finished.replace(target)
-    sync_file(target.parent)
+    flush(target.parent)
     if replaced:
         shutil.rmtree(aside)
 
@@ -156,7 +132,7 @@ def remove_study(store: Path, key: str) -> None:
     if folder.exists():
         aside = folder.with_name(f"{WRITING}{key}-{os.getpid()}-old")
         folder.replace(aside)
-        sync_file(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(aside)
 
 

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 
 from tomoglot.config import Settings
 
+# What is measured of every volume when it is stored, and so what an intensity rule may name.
+PERCENTILES = (1, 5, 50, 95, 99)
+
 
 class Plan(Settings):
     """How volumes are laid out and scaled.
@@ -22,7 +25,7 @@ class Plan(Settings):
     the catalogue, so that a crop never needs the rest of its volume:
 
     - ``zscore``: subtract the mean and divide by the standard deviation of the non-zero voxels; zero stays zero
-    - ``percentile``: `percentiles` of the non-zero voxels to 0 and 1, clipped
+    - ``percentile``: `percentiles` (two of `PERCENTILES`) of the non-zero voxels to 0 and 1, clipped
     - ``window``: `window_hu` to 0 and 1, clipped (CT)
     """
 
@@ -52,6 +55,9 @@ class Plan(Settings):
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")
+        if not {low, high} <= set(PERCENTILES):
+            measured = ", ".join(map(str, PERCENTILES))
+            raise ValueError(f"the catalogue measures the percentiles {measured} of a volume, got {self.percentiles}")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError(f"window_hu must rise, got {self.window_hu}")
         return self

@@ -18,7 +18,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from tomoglot.store import layout
-from tomoglot.store.catalogue import StudyRow, read_catalogue
+from tomoglot.store.catalogue import Intensity, StudyRow, read_catalogue
 from tomoglot.store.plan import Plan
 
 Box = tuple[int, int, int]
@@ -87,8 +87,9 @@ class Store:
         if not seal.is_file():
             raise ValueError(f"{path.name}: no {layout.STORE_FILE} here; not a store, or its ingest was interrupted")
         content = layout.unseal(seal.read_bytes(), layout.STORE_FILE)
-        if content["format"] != layout.FORMAT:
-            raise ValueError(f"{path.name}: store format {content['format']}, this version reads {layout.FORMAT}")
+        if content["format"] not in layout.READABLE:
+            read = " and ".join(map(str, layout.READABLE))
+            raise ValueError(f"{path.name}: store format {content['format']}, this version reads {read}")
         for name in (layout.PLAN_FILE, layout.SPLIT_FILE, layout.CATALOGUE_FILE):
             if not (path / name).is_file() or layout.digest_file(path / name) != content["files"][name]:
                 raise ValueError(f"{path.name}: {name} is damaged or its ingest was interrupted; run ingest again")
@@ -121,9 +122,10 @@ class Store:
     ) -> NDArray[np.int16]:
         """Read stored values of a box: int16 (sequence, i, j, k). Real value = stored * scale + offset.
 
-        The box may reach outside the volume; there it is zero. `sequences` are returned in the order asked (None:
-        the study's own); one that other studies of the store have and this one lacks is all zero, so look at
-        `row.sequences` to tell what was acquired.
+        The box may reach outside the volume; there it is background: zero, or in CT the stored value of the window's
+        lower end (as near as int16 comes), since zero Hounsfield units are water. `sequences` are returned in the
+        order asked (None: the study's own); one that other studies of the store have and this one lacks is all zero,
+        so look at `row.sequences` to tell what was acquired.
 
         Raises:
             ValueError: a sequence that no study of this store has, an empty box, or a damaged chunk.
@@ -141,7 +143,12 @@ class Store:
         whole = np.zeros((len(asked), *_checked(shape)), dtype=np.int16)
         inside, target = _overlap(start, shape, row.shape)
         places = [place for place, name in enumerate(asked) if name in row.sequences]
-        if inside is None or not places:
+        if not places:
+            return PendingCrop(whole, None, None, None, row.key)
+        if not self.plan.zero_is_background:
+            for place in places:
+                whole[place] = _stored(self.plan.background, row.intensities[asked[place]])
+        if inside is None:
             return PendingCrop(whole, None, None, None, row.key)
         stored = [row.sequences.index(asked[place]) for place in places]
         rows = slice(stored[0], stored[-1] + 1)
@@ -202,6 +209,12 @@ class Store:
 
 def _damaged(key: str) -> ValueError:
     return ValueError(f"study {key}: a chunk is damaged or missing; `tomoglot verify` names every damaged file")
+
+
+def _stored(real: float, intensity: Intensity) -> int:
+    """The stored value nearest to a real one."""
+    limits = np.iinfo(np.int16)
+    return int(np.clip(round((real - intensity.offset) / intensity.scale), limits.min, limits.max))
 
 
 def _checked(shape: Box) -> Box:

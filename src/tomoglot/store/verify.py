@@ -12,8 +12,8 @@ import zarr
 
 from tomoglot.store import layout
 from tomoglot.store.catalogue import StudyRow, read_catalogue
-from tomoglot.store.pool import WorkerDied, each
-from tomoglot.store.writer import read_split, store_digest, study_digest
+from tomoglot.store.writer import one_thread_a_worker, read_split, store_digest, study_digest
+from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.split import split_digest
 
 
@@ -91,6 +91,7 @@ def _agreement(
 
 def _study(store: Path, job: tuple[str, str]) -> list[Fault]:
     """Faults of one study; `job` is its key and its digest in the catalogue ("" where that is lost)."""
+    one_thread_a_worker()
     key, digest = job
     folder = layout.study_folder(store, key)
     home = f"{layout.STUDIES}/{key}"

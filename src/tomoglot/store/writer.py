@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +22,9 @@ from tomoglot.store import layout
 from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
 from tomoglot.store.conform import Conformed, conform
 from tomoglot.store.plan import Plan
-from tomoglot.store.pool import WorkerDied, each
+from tomoglot.studies.atomic import flush_tree, write_bytes
 from tomoglot.studies.curate import AcceptedRow, Examined, examine
+from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.split import check_split, split_digest, split_subjects
 from tomoglot.studies.study import Rejected, Study
@@ -61,9 +64,9 @@ def write_store(
     """Examine, conform and write every study of `sources` into the store at `out`.
 
     A study appears by one rename after all of its files are on the disk. Run again after a crash or with more
-    studies, finished ones are kept as they are, unless their files or their report changed; studies of earlier runs
-    that these sources do not hold stay. `workers` above 1 examines studies in that many processes; `progress` is
-    called with (studies done, studies in all).
+    studies, finished ones are kept as they are, unless their files or their report changed or an older version wrote
+    them; studies of earlier runs that these sources do not hold stay. `workers` above 1 examines studies in that many
+    processes; `progress` is called with (studies done, studies in all).
 
     Splits are the sources' own where every study has one, otherwise drawn by subject with `split_fractions`
     (0.7 train, 0.1 val, 0.2 test) and `seed`. Once written, a subject's split never changes.
@@ -90,9 +93,7 @@ def write_store(
         done = skipped
         if progress is not None:
             progress(done, len(jobs))
-        for job, result in each(partial(_write_study, out=out, plan=plan), work, workers=workers):
-            if isinstance(result, WorkerDied):
-                result = (_refusal(job.study, "worker-died", "its process died twice, perhaps for want of memory"),)
+        for job, result in _write_all(work, out=out, plan=plan, workers=workers):
             if result:
                 layout.remove_study(out, job.key)
                 refused.extend(result)
@@ -105,7 +106,7 @@ def write_store(
 def _keep_plan(out: Path, plan: Plan) -> None:
     path = out / layout.PLAN_FILE
     if not path.exists():
-        layout.write_atomically(path, plan.to_json().encode())
+        write_bytes(path, plan.to_json().encode())
         return
     kept = Plan.load(path).model_dump(mode="json")
     wanted = plan.model_dump(mode="json")
@@ -143,7 +144,7 @@ def _keep_split(out: Path, sources: Sources, fractions: Mapping[str, float], see
         )
     splits = {**given, **frozen}
     if splits != frozen or not path.exists():
-        layout.write_atomically(path, layout.seal({"assignments": splits}))
+        write_bytes(path, layout.seal({"assignments": splits}))
     return splits
 
 
@@ -166,11 +167,14 @@ def _fingerprint(study: Study, split: str, plan: Plan) -> str:
     said = {
         "files": files,
         "mask": None if study.mask is None else _stamp(study.mask),
+        "mask_labels": {str(number): name for number, name in study.mask_labels.items()},
         "report": None if study.report is None else study.report.text,
         "labels": {name: float(value) for name, value in study.labels.items()},
         "split": split,
         "simulated": study.simulated,
         "plan": plan.to_json(),
+        # A study that an older version wrote is written again, so that its row holds all that this one keeps.
+        "format": layout.FORMAT,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -196,8 +200,24 @@ def _read_record(out: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
+def _write_all(
+    jobs: list[_Job], *, out: Path, plan: Plan, workers: int
+) -> Iterator[tuple[_Job, tuple[RejectedRow, ...]]]:
+    """Write every study; give the reasons why not. Given up (Ctrl-C), what was half written is swept away."""
+    written = each(partial(_write_study, out=out, plan=plan), jobs, workers=workers)
+    try:
+        with closing(written):
+            for job, result in written:
+                if isinstance(result, WorkerDied):
+                    result = (_refusal(job.study, "worker-died", "its process died twice, perhaps for want of memory"),)
+                yield job, result
+    finally:
+        layout.remove_leftovers(out)
+
+
 def _write_study(job: _Job, *, out: Path, plan: Plan) -> tuple[RejectedRow, ...]:
     """Examine, conform and write one study. Returns nothing when it is in the store, the reasons when it is not."""
+    one_thread_a_worker()
     try:
         examined = examine(job.study)
         if not examined.volumes:
@@ -233,7 +253,7 @@ def _fill(folder: Path, job: _Job, examined: Examined, conformed: Conformed, *, 
         "source": job.fingerprint,
     }
     (folder / layout.RECORD_FILE).write_bytes(layout.seal(record))
-    layout.sync_tree(folder)
+    flush_tree(folder)
 
 
 def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
@@ -244,6 +264,12 @@ def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
 def store_digest(rows: tuple[StudyRow, ...]) -> str:
     """Digest of a store's content: the digests of its studies, in sorted order."""
     return layout.digest_of(sorted(row.digest for row in rows))
+
+
+def one_thread_a_worker() -> None:
+    """In a process beside others let zarr use one thread: there are as many processes as cores."""
+    if multiprocessing.parent_process() is not None:
+        zarr.config.set({"threading.max_workers": 1})
 
 
 def write_array(path: Path, array: NDArray[np.generic], plan: Plan, *, attributes: Mapping[str, Any]) -> None:
@@ -281,7 +307,6 @@ def _attributes(conformed: Conformed) -> dict[str, Any]:
 def _row(job: _Job, conformed: Conformed, digests: Mapping[str, str]) -> StudyRow:
     study = job.study
     _, i, j, k = conformed.voxels.shape
-    affine: AffineRows = tuple(tuple(float(value) for value in line) for line in conformed.affine)  # type: ignore[assignment]
     row = StudyRow(
         key=job.key,
         subject=study.subject,
@@ -290,14 +315,20 @@ def _row(job: _Job, conformed: Conformed, digests: Mapping[str, str]) -> StudyRo
         simulated=study.simulated,
         sequences=conformed.sequences,
         shape=(i, j, k),
-        affine=affine,
+        affine=_lines(conformed.affine),
         intensities=dict(conformed.intensities),
         report=None if study.report is None else study.report.text,
         labels={name: float(value) for name, value in study.labels.items()},
         has_mask=conformed.mask is not None,
         digest="",
+        native_shape=conformed.native.shape,
+        native_affine=_lines(conformed.native.affine),
     )
     return row.model_copy(update={"digest": study_digest(row.model_dump(mode="json"), digests)})
+
+
+def _lines(affine: NDArray[np.float64]) -> AffineRows:
+    return tuple(tuple(float(value) for value in line) for line in affine)  # type: ignore[return-value]
 
 
 def _accepted(job: _Job, examined: Examined) -> AcceptedRow:
@@ -341,7 +372,7 @@ def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], skippe
         "split_digest": split_digest(read_split(out / layout.SPLIT_FILE)),
         "files": {name: layout.digest_file(out / name) for name in layout.DIGESTED_FILES},
     }
-    layout.write_atomically(out / layout.STORE_FILE, layout.seal(content))
+    write_bytes(out / layout.STORE_FILE, layout.seal(content))
     if not rows:
         raise ValueError(f"{out.name}: none of {len(keys)} studies was accepted; rejected.parquet says why for each")
     present = {row.key for row in rows}

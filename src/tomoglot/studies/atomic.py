@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# How everything that is not whole yet is called, so that what a killed process left can be told and removed.
+WRITING = ".writing-"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -20,16 +23,15 @@ def replacing(path: Path) -> Iterator[Path]:
     with scratch(path) as part:
         yield part
         part.chmod(0o666 & ~_umask())
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
+        flush(part)
         part.replace(path)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `beside` that is gone afterwards."""
-    handle, name = tempfile.mkstemp(prefix=f".{beside.name}.", suffix=".part", dir=beside.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{WRITING}{beside.name}-", dir=beside.parent)
     os.close(handle)
     try:
         yield Path(name)
@@ -43,13 +45,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk: they survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until a folder and everything below it is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
 
 
 def _umask() -> int:

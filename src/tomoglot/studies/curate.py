@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tomoglot.studies.lesion import renumber
 from tomoglot.studies.nifti import read_nifti
+from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.sequence import canonical_sequence
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.split import check_split
@@ -86,7 +86,7 @@ def examine(study: Study) -> Examined:
     mask = None
     if volumes and study.mask is not None:
         try:
-            mask = _read_mask(study.mask, volumes)
+            mask = _read_mask(study.mask, volumes, labels=study.mask_labels)
         except Rejected as error:
             rejected.append(_row(study, error, file=study.mask.name, sequence="mask"))
     if not volumes:
@@ -107,7 +107,7 @@ def curate(sources: Sources, out: Path, *, workers: int = 1, progress: Progress 
     """
     check_split((study.subject, study.split) for study in sources.studies if study.split is not None)
     looked: dict[int, Looked] = {}
-    for place, result in examine_all(sources.studies, look, workers=workers):
+    for place, result in look_at_all(sources.studies, look, workers=workers):
         looked[place] = result
         if progress is not None:
             progress(len(looked), len(sources.studies))
@@ -140,49 +140,22 @@ def look(study: Study) -> Looked:
     return row, found.rejected
 
 
-def examine_all(
-    studies: Sequence[Study], each: Callable[[Study], Looked], *, workers: int
+def look_at_all(
+    studies: Sequence[Study], one: Callable[[Study], Looked], *, workers: int
 ) -> Iterator[tuple[int, Looked]]:
-    """Give (place, result) for every study as it is done; `each` must be a function that pickles.
+    """Give (place, result) for every study as it is done; `one` must be a function that pickles.
 
-    A process that dies breaks its whole pool, and the pool cannot say which study did it. So the studies that were
-    not done are tried again one by one, and only one that kills its process again is rejected.
+    A study that kills its process, twice, is rejected.
     """
-    if workers <= 1:
-        yield from ((place, each(study)) for place, study in enumerate(studies))
-        return
-    left = dict(enumerate(studies))
-    with _pool(workers) as pool:
-        try:
-            waiting = {pool.submit(each, study): place for place, study in left.items()}
-            for done in as_completed(waiting):
-                place = waiting[done]
-                result = done.result()
-                del left[place]
-                yield place, result
-        except BrokenProcessPool:
-            pool.shutdown(wait=True, cancel_futures=True)
-    yield from _one_at_a_time(left, each)
+    for (place, study), result in each(partial(_placed, one), enumerate(studies), workers=workers):
+        if isinstance(result, WorkerDied):
+            evidence = "the process that read this study crashed or was ended from outside; too little memory?"
+            result = None, (_row(study, Rejected("worker-died", evidence)),)
+        yield place, result
 
 
-def _one_at_a_time(left: Mapping[int, Study], each: Callable[[Study], Looked]) -> Iterator[tuple[int, Looked]]:
-    """With one study in one process at a time, a process that dies tells which study killed it."""
-    waiting = list(left.items())
-    while waiting:
-        with _pool(1) as pool:
-            while waiting:
-                place, study = waiting.pop(0)
-                try:
-                    yield place, pool.submit(each, study).result()
-                except BrokenProcessPool:
-                    evidence = "the process that read this study crashed or was ended from outside; too little memory?"
-                    yield place, (None, (_row(study, Rejected("worker-died", evidence)),))
-                    break
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork copies the locks of threads that numpy, torch or DuckDB may have started.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+def _placed(one: Callable[[Study], Looked], job: tuple[int, Study]) -> Looked:
+    return one(job[1])
 
 
 def _read(path: Path, *, allow_constant: bool = False) -> Volume:
@@ -192,15 +165,15 @@ def _read(path: Path, *, allow_constant: bool = False) -> Volume:
         raise Rejected("out-of-memory", f"{path.name}: does not fit into the memory that is free") from error
 
 
-def _read_mask(path: Path, volumes: dict[str, Volume]) -> Volume:
-    """Mask with whole labels from 0 to 255 whose field of view meets that of a series."""
+def _read_mask(path: Path, volumes: dict[str, Volume], *, labels: Mapping[int, str]) -> Volume:
+    """Mask with whole labels from 0 to 255 whose field of view meets that of a series, in our numbers."""
     mask = _read(path, allow_constant=True)
     lowest, highest = float(mask.voxels.min()), float(mask.voxels.max())
     if lowest < 0 or highest > 255 or not np.array_equal(mask.voxels, np.round(mask.voxels)):
         raise Rejected("bad-mask", f"{path.name}: values from {lowest:g} to {highest:g}, wanted whole labels 0 to 255")
     if not any(_meet(mask, volume) for volume in volumes.values()):
         raise Rejected("mask-elsewhere", f"{path.name}: shares no space with any of the {len(volumes)} good series")
-    return Volume(voxels=mask.voxels.astype(np.uint8), affine=mask.affine)
+    return Volume(voxels=renumber(mask.voxels.astype(np.uint8), labels), affine=mask.affine)
 
 
 def _meet(one: Volume, other: Volume) -> bool:

@@ -6,9 +6,7 @@ import csv
 import gzip
 import io
 import json
-import multiprocessing
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +14,7 @@ import nibabel as nib
 
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.phantom.cohort import FINDINGS, SPLIT_FRACTIONS, SUFFIXES, PhantomStudy, generate
+from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.study import Volume
 
 DESCRIPTION = "simulated brain MRI (tomoglot phantom), not a person"
@@ -85,18 +84,11 @@ def write_cohort(
     one = partial(make, out=out, seed=seed, spacing_mm=spacing_mm, options=options)
     rows: dict[int, list[dict[str, str]]] = {}
     done = progress or (lambda _done, _total: None)
-    if workers == 1:
-        for index in range(subjects):
-            rows[index] = one(index)
-            done(len(rows), subjects)
-    else:
-        # Spawned, not forked: a fork would copy the parent's threads' locks.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, subjects), mp_context=context) as pool:
-            jobs = {pool.submit(one, index): index for index in range(subjects)}
-            for job in as_completed(jobs):
-                rows[jobs[job]] = job.result()
-                done(len(rows), subjects)
+    for index, written in each(one, range(subjects), workers=workers):
+        if isinstance(written, WorkerDied):
+            raise ValueError(f"the process that simulates study {index} died twice; for want of memory? Fewer workers")
+        rows[index] = written
+        done(len(rows), subjects)
     return write_table(out / "studies.csv", [row for index in sorted(rows) for row in rows[index]])
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tomoglot.store.pool import WorkerDied, each
+from tomoglot.studies.pool import WorkerDied, each
 
 
 def square_or_die(job: int) -> int:
