@@ -210,3 +210,22 @@ def test_a_table_without_rows_keeps_its_columns(tmp_path):
     assert read_rows(tmp_path / "a.parquet", Record) == []
     found = duckdb.sql(f"SELECT * FROM '{tmp_path / 'a.parquet'}'").columns
     assert found == list(Record.model_fields)
+
+
+def test_a_table_says_what_the_numbers_of_its_masks_mean(tmp_path):
+    (tmp_path / "studies.csv").write_text(
+        "subject,sequence,path,mask,mask_labels\n"
+        'a,t1w,a.nii,a_mask.nii,"{""1"": ""plaque"", ""2"": ""rim""}"\n'
+        "b,t1w,b.nii,b_mask.nii,\n"
+    )
+    first, second = read_table(tmp_path / "studies.csv").studies
+    assert first.mask_labels == {1: "plaque", 2: "rim"}
+    assert second.mask is not None and not second.mask_labels
+
+
+@pytest.mark.parametrize("given", ['"{""1"": ""tumour""}"', "plaque", '"{""x"": ""rim""}"', "[1]"])
+def test_a_mask_whose_numbers_cannot_be_understood_is_left_out(tmp_path, given):
+    (tmp_path / "studies.csv").write_text(f"subject,sequence,path,mask,mask_labels\na,t1w,a.nii,m.nii,{given}\n")
+    sources = read_table(tmp_path / "studies.csv")
+    assert sources.studies[0].mask is None and sources.studies[0].series
+    assert [row.reason for row in sources.rejected] == ["bad-mask-labels"]

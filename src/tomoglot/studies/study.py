@@ -49,7 +49,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """One visit of one subject. `labels` holds known findings only: 1 present, 0 absent, no key where unknown."""
+    """One visit of one subject.
+
+    `labels` holds known findings only: 1 present, 0 absent, no key where unknown. `mask_labels` says what the numbers
+    in the mask file mean, in the words of `lesion.LESIONS`; where it is empty, the file's numbers are kept as they are.
+    """
 
     subject: str
     study: str
@@ -57,6 +61,7 @@ class Study:
     report: Report | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
     mask: Path | None = None
+    mask_labels: Mapping[int, str] = field(default_factory=dict)
     split: str | None = None
     simulated: bool = False
 

@@ -15,13 +15,14 @@ import duckdb
 from pydantic import BaseModel
 
 from tomoglot.studies import atomic
+from tomoglot.studies.lesion import check_mask_labels
 from tomoglot.studies.report import read_report
 from tomoglot.studies.sequence import canonical_sequence, sequence_in_file_name
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.split import check_split
 from tomoglot.studies.study import Rejected, Report, Series, Study
 
-COLUMNS = ("subject", "study", "sequence", "path", "report", "labels", "mask", "split", "simulated")
+COLUMNS = ("subject", "study", "sequence", "path", "report", "labels", "mask", "mask_labels", "split", "simulated")
 LABEL_PREFIX = "label:"
 _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "<na>"))
 _TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -35,9 +36,10 @@ def read_table(path: Path, *, root: Path | None = None, columns: Mapping[str, st
     """Read a table with one row a series into studies, in the order in which they first appear.
 
     Columns: subject, study (default: the subject), sequence (default: told from the file name), path, report (text,
-    or the name of a `.txt` file below `root`), `label:<finding>` columns or one JSON column `labels`, mask, split,
-    simulated. All but subject may be missing. `columns` maps the names in the file to these. A relative path starts
-    at `root` (default: the table's folder). What cannot be used is a rejected row; the rest of the study is kept.
+    or the name of a `.txt` file below `root`), `label:<finding>` columns or one JSON column `labels`, mask, mask_labels
+    (JSON: what the mask's numbers mean, `{"1": "plaque"}`), split, simulated. All but subject may be missing. `columns`
+    maps the names in the file to these. A relative path starts at `root` (default: the table's folder). What cannot be
+    used is a rejected row; the rest of the study is kept.
 
     Raises:
         ValueError: the file is no such table, has no subject column, or its split puts a subject on two sides.
@@ -134,6 +136,8 @@ class _Draft:
         mask, split, simulated = _text(row.get("mask")), _text(row.get("split")), row.get("simulated")
         if mask is not None:
             self._try(self._keep, "mask", self.root / mask)
+        if _text(row.get("mask_labels")) is not None:
+            self._try(self._add_mask_labels, row["mask_labels"])
         if split is not None:
             self.values.setdefault("split", split)
         if _text(simulated) is not None:
@@ -141,7 +145,9 @@ class _Draft:
 
     def built(self) -> Study:
         """The study, without what was in conflict."""
-        kept = {name: value for name, value in self.values.items() if name not in self._in_conflict}
+        # Without its meaning a mask would be stored in the file's own numbers: both go.
+        refused = self._in_conflict | ({"mask"} if "mask_labels" in self._in_conflict else set())
+        kept = {name: value for name, value in self.values.items() if name not in refused}
         labels = {
             name: value for name, value in self.labels.items() if f"{LABEL_PREFIX}{name}" not in self._in_conflict
         }
@@ -183,7 +189,18 @@ class _Draft:
         if self.labels.setdefault(finding, number) != number:
             self._refuse_conflict(f"{LABEL_PREFIX}{finding}", "labels")
 
-    def _keep(self, name: str, value: Report | Path) -> None:
+    def _add_mask_labels(self, given: Any) -> None:
+        try:
+            read = json.loads(given) if isinstance(given, str) else given
+            labels = {int(number): str(name) for number, name in dict(read).items()}
+            check_mask_labels(labels)
+        except (TypeError, ValueError) as error:
+            self._in_conflict.add("mask_labels")
+            what = error.evidence if isinstance(error, Rejected) else 'wanted JSON such as {"1": "plaque"}'
+            raise Rejected("bad-mask-labels", f"{what}; the mask is left out") from None
+        self._keep("mask_labels", labels)
+
+    def _keep(self, name: str, value: Report | Path | dict[int, str]) -> None:
         if self.values.setdefault(name, value) != value:
             self._refuse_conflict(name, name)
 

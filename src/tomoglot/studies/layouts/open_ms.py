@@ -54,7 +54,8 @@ def read(root: Path) -> Sources:
 
 def _study(subject: str, visit: str, files: Mapping[str, Path], mask: Path | None) -> Study:
     series = tuple(Series(sequence=sequence, path=path) for sequence, path in sorted(files.items()))
-    return Study(subject=subject, study=visit, series=series, labels={"demyelination": 1.0}, mask=mask)
+    labels = {"demyelination": 1.0}
+    return Study(subject=subject, study=visit, series=series, labels=labels, mask=mask, mask_labels={1: "plaque"})
 
 
 def _patients(folder: Path) -> list[tuple[str, Path]]:
