@@ -4,12 +4,15 @@
     data.json          digests of the data    metrics.jsonl      one line a step
     checkpoints/       see checkpoint.py      events.out.tfevents.*   the same numbers for TensorBoard
 
-SIGTERM and SIGINT write a checkpoint after the step under way; the process then exits with `INTERRUPTED` (143).
+At its end a run also holds what its recipe wants to be looked at (`Recipe.artefacts`), such as templates.
+
+SIGTERM and SIGINT write a checkpoint after the step under way; the process then exits with 143 or 130.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import random
 import signal
 import threading
@@ -30,26 +33,29 @@ from tomoglot.config import Settings
 from tomoglot.objectives.similarity import effective_rank
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.record import MetricsLog, open_folder
+from tomoglot.released import account_of, read_encoder, start_from, write_account
 from tomoglot.store.reader import Store
 from tomoglot.training import Schedule, Step, TrainState, train
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-INTERRUPTED = 143
+START_FILE = "encoder_weights.json"
 
 
 class Interrupted(SystemExit):
-    """A signal stopped the run after a checkpoint; uncaught, the process exits with `INTERRUPTED`."""
+    """A signal stopped the run after a checkpoint; uncaught, the process exits with 128 + its number."""
 
-    def __init__(self) -> None:
-        super().__init__(INTERRUPTED)
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
 
 
 class RunConfig(Settings):
     """Everything that decides a run, apart from the store.
 
     `threads` sets the number of CPU threads of torch (None leaves it); `keep_last` the checkpoints kept (None: all).
+    `encoder_weights` is a run folder or a released file whose encoder the run starts from; what fitted is written to
+    `encoder_weights.json`.
     """
 
     recipe: SerializeAsAny[Recipe.Config]
@@ -61,6 +67,7 @@ class RunConfig(Settings):
     log_every_steps: int = Field(50, ge=1)
     keep_last: int | None = Field(2, ge=1)
     threads: int | None = Field(None, ge=1)
+    encoder_weights: str | None = None
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -98,17 +105,21 @@ def pretrain(
         torch.set_num_threads(config.threads)
     fabric = config.schedule.fabric()
     fabric.launch()
-    if fabric.is_global_zero:
-        open_folder(out, config, _describe_data(store, config), fabric, resume=resume)
-    fabric.barrier()
     sequences = config.loader.sequences or store.sequences
     recipe = _build_seeded(config, sequences, fabric)
+    found = latest(out)
+    # Before anything is written: weights that do not fit leave no folder behind.
+    origin = _start(config, recipe, out, fresh=found is None)
+    if fabric.is_global_zero:
+        open_folder(out, config, _describe_data(store, config), fabric, resume=resume)
+        if origin is not None:
+            write_account(out / START_FILE, origin)
+    fabric.barrier()
     state = TrainState.fresh(recipe, config.schedule)
     loader = _loader(store, config, fabric, tokenizer=getattr(recipe, "tokenizer", None))
-    found = latest(out)
     if found is not None:
         _restore(found, recipe, state, loader, fabric)
-    card = _card(store, config, sequences)
+    card = _card(store, config, sequences).but(origin=origin["origin"] if origin else "")
     with MetricsLog(out, state.step, write=fabric.is_global_zero) as log, _signals() as stopped:
         steps = train(recipe, loader, config.schedule, fabric=fabric, state=state)
         for step in steps:
@@ -125,7 +136,7 @@ def pretrain(
                 found = _save(out, recipe, now, state, loader, fabric=fabric, keep_last=config.keep_last)
             if stop and not last:
                 steps.close()
-                raise Interrupted
+                raise Interrupted(*stopped[:1])
     assert found is not None
     return found
 
@@ -138,6 +149,16 @@ def _build_seeded(config: RunConfig, sequences: tuple[str, ...], fabric: Fabric)
     recipe = config.recipe.build(sequences).to(fabric.device)
     torch.manual_seed(config.seed + fabric.global_rank)
     return recipe
+
+
+def _start(config: RunConfig, recipe: Recipe, out: Path, *, fresh: bool) -> dict[str, Any] | None:
+    """Copy the weights that the run starts from, or read what was copied when it began; None where there are none."""
+    if config.encoder_weights is None:
+        return None
+    if not fresh:
+        return dict(json.loads((out / START_FILE).read_text(encoding="utf-8")))
+    weights = read_encoder(Path(config.encoder_weights))
+    return account_of(weights, start_from(recipe, weights))
 
 
 def _loader(store: Store, config: RunConfig, fabric: Fabric, *, tokenizer: Any) -> Loader:
@@ -162,6 +183,9 @@ def _save(
         torch.distributed.all_gather_object(ranks, mine)
     small = {"step": state.step, "position": loader.position, "random": ranks}
     if fabric.is_global_zero:
+        if card.step == card.steps:
+            # Before the last checkpoint, so that a run which has one has these as well.
+            recipe.artefacts(out, simulated=card.simulated)
         resume = Resume(weights={}, average=state.average, optimiser=state.optimiser.state_dict(), state=small)
         save_checkpoint(out, recipe, card, resume=resume, keep_last=keep_last)
     fabric.barrier()
@@ -233,7 +257,8 @@ def _card(store: Store, config: RunConfig, sequences: tuple[str, ...]) -> Card:
         step=0,
         steps=config.schedule.steps,
         simulated=any(row.simulated for row in rows),
-        # The store's digest is the salt: two runs on one store write equal cards.
+        # The store's digest is the salt: two runs on one store write equal cards. A random one, beside the digests in
+        # the same card, would hide nothing more.
         salt=store.digest,
         subjects=subject_digests((row.subject for row in rows), store.digest),
     )

@@ -44,8 +44,17 @@ def test_pooling_starts_as_the_mean_of_average_and_maximum():
     torch.testing.assert_close(averaged.pooled, averaged.tokens.mean(1))
 
 
-def test_every_parameter_learns():
-    encoder = build()
+def test_pooling_of_every_stage_sees_what_one_step_of_the_coarsest_map_hides():
+    """The vector is a linear map of the averages and maxima of all stages, fine to coarse."""
+    encoder = build(pooling="every_stage")
+    features = encoder(torch.randn(2, 1, 48, 56, 48))
+    parts = [part for stage in features.pyramid for part in (stage.mean((2, 3, 4)), stage.amax((2, 3, 4)))]
+    torch.testing.assert_close(features.pooled, encoder.mix(torch.cat(parts, dim=1)))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_max", "every_stage"])
+def test_every_parameter_learns(pooling):
+    encoder = build(pooling=pooling)
     encoder(torch.randn(2, 1, 32, 32, 32)).pooled.square().sum().backward()
     silent = [name for name, value in encoder.named_parameters() if value.grad is None or not value.grad.any()]
     assert silent == []

@@ -26,12 +26,15 @@ class PlainConv(VisionEncoder):
 
         `pooling`: "mean" averages the coarsest map. "mean_max" mixes its average and its maximum by a linear layer
         that starts as their mean: a lesion of a few voxels moves the maximum and is lost in the average.
+        "every_stage" mixes the averages and maxima of all maps: a lesion smaller than a step of the coarsest map (16
+        voxels) is seen by a finer one. Measured on simulated studies at 4 mm, 500 steps of contrast, linear probe:
+        macro-AUROC 0.85 against 0.74 with "mean_max" (infarct 0.87 against 0.54); results/tuning.md.
         """
 
         widths: tuple[int, ...] = Field((16, 32, 64, 128), min_length=1)
         blocks: tuple[int, ...] = (0, 1, 1, 1)
         groups: int = Field(8, ge=1)
-        pooling: Literal["mean", "mean_max"] = "mean_max"
+        pooling: Literal["mean", "mean_max", "every_stage"] = "mean_max"
 
         @model_validator(mode="after")
         def _stages_agree(self) -> PlainConv.Config:
@@ -62,8 +65,10 @@ class PlainConv(VisionEncoder):
             )
             for stage, width in enumerate(config.widths)
         )
-        self.mix = nn.Linear(2 * self.embedding, self.embedding) if config.pooling == "mean_max" else None
-        if self.mix is not None:
+        self.pooled = {"mean": 0, "mean_max": 1, "every_stage": len(config.widths)}[config.pooling]
+        self.mix = nn.Linear(2 * sum(config.widths[-self.pooled :]), self.embedding) if self.pooled else None
+        if config.pooling == "mean_max":
+            assert self.mix is not None
             with torch.no_grad():
                 self.mix.weight.copy_(torch.eye(self.embedding).repeat(1, 2) / 2)
                 self.mix.bias.zero_()
@@ -86,7 +91,8 @@ class PlainConv(VisionEncoder):
         tokens = features.flatten(2).transpose(1, 2)
         pooled = tokens.mean(1)
         if self.mix is not None:
-            pooled = self.mix(torch.cat([pooled, tokens.amax(1)], dim=1))
+            maps = [stage.flatten(2) for stage in pyramid[-self.pooled :]]
+            pooled = self.mix(torch.cat([part for map_ in maps for part in (map_.mean(2), map_.amax(2))], dim=1))
         return VisionFeatures(pyramid=tuple(pyramid), tokens=tokens, pooled=pooled)
 
 

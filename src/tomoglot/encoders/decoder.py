@@ -1,0 +1,75 @@
+"""A decoder without skips: from the coarsest map alone back to voxels.
+
+Masked pre-training throws it away afterwards. It sees nothing but the bottleneck, so whatever the reconstruction needs
+has to be carried by the encoder (Rui 2025, sec. 3: no skip connections while pre-training).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tomoglot.encoders.vision import VisionFeatures
+
+
+class BottleneckDecoder(nn.Module):
+    """Transposed convolutions from the coarsest map to full size, one a stride of the encoder.
+
+    The released decoder is four such convolutions and a 1x1x1 convolution to one channel, with nothing between them:
+    `linear=True`. The last two of those are one linear map, and here they are one layer, so that no map with more than
+    `out_channels` channels ever exists at full size (code: 64 channels).
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...], strides: tuple[int, ...], *, out_channels: int = 1, linear: bool = False
+    ) -> None:
+        """Build for an encoder's `widths` and `strides`, fine to coarse.
+
+        Raises:
+            ValueError: the two differ in length, or a stride is not a multiple of the next finer one.
+        """
+        super().__init__()
+        if len(widths) != len(strides) or not widths:
+            raise ValueError(f"widths {widths} and strides {strides}: give one of each a stage")
+        edges = (1, *strides)
+        if any(coarse % fine or coarse <= fine for fine, coarse in pairwise(edges)):
+            raise ValueError(f"strides {strides}: each must be a multiple of the one before")
+        outputs = (out_channels, *widths[:-1])
+        stages: list[nn.Module] = []
+        for stage in reversed(range(len(widths))):
+            ratio = edges[stage + 1] // edges[stage]
+            layers: list[nn.Module] = [nn.ConvTranspose3d(widths[stage], outputs[stage], ratio, stride=ratio)]
+            if stage > 0 and not linear:
+                layers += [nn.GroupNorm(math.gcd(8, outputs[stage]), outputs[stage]), nn.SiLU()]
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, features: VisionFeatures, shape: tuple[int, int, int]) -> Float[Tensor, "b c i j k"]:
+        """Voxels of a volume of `shape`; of the finer maps only their sizes are used.
+
+        Raises:
+            ValueError: the pyramid has another number of maps than this decoder was built for.
+        """
+        if len(features.pyramid) != len(self.stages):
+            raise ValueError(
+                f"this decoder was built for {len(self.stages)} maps, the pyramid has {len(features.pyramid)}"
+            )
+        sizes = [shape, *(tuple(level.shape[2:]) for level in features.pyramid[:-1])]
+        grown = features.pyramid[-1]
+        for stage, size in zip(self.stages, reversed(sizes), strict=True):
+            grown = _fit(stage(grown), size)
+        return grown
+
+
+def _fit(grown: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Cut what stands over at the far end, or repeat the last voxel where a remainder was lost on the way down."""
+    short = [wanted - got for wanted, got in zip(size, grown.shape[2:], strict=True)]
+    if max(short) > 0:
+        # F.pad counts from the last axis.
+        pads = [pad for missing in reversed(short) for pad in (0, max(0, missing))]
+        grown = F.pad(grown, pads, mode="replicate")
+    return grown[..., : size[0], : size[1], : size[2]]
