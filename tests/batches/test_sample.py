@@ -94,11 +94,20 @@ def test_the_same_generator_gives_the_same_sample(store):
 def test_hiding_leaves_at_least_one_and_invents_none():
     rng = np.random.default_rng(0)
     acquired = np.array([True, False, True, True])
-    kept = np.array([hide_sequences(rng, acquired, 0.5) for _ in range(2000)])
+    kept = np.array([hide_sequences(rng, acquired, 0.5, at_most=9) for _ in range(2000)])
     assert kept.any(1).all() and not kept[:, 1].any()
     # Hidden half of the time, but for the one in eight draws in which all three would be, of which one third stays.
     np.testing.assert_allclose(kept[:, [0, 2, 3]].mean(0), 0.5 + 1 / 24, atol=0.04)
-    assert (hide_sequences(rng, acquired, 0.0) == acquired).all()
+    assert (hide_sequences(rng, acquired, 0.0, at_most=9) == acquired).all()
+
+
+def test_at_most_so_many_sequences_are_shown_each_as_often_as_the_others():
+    rng = np.random.default_rng(0)
+    acquired = np.array([True, False, True, True, True])
+    kept = np.array([hide_sequences(rng, acquired, 0.0, at_most=2) for _ in range(2000)])
+    assert (kept.sum(1) == 2).all() and not kept[:, 1].any()
+    np.testing.assert_allclose(kept[:, [0, 2, 3, 4]].mean(0), 0.5, atol=0.04)
+    assert all(hide_sequences(rng, acquired, 0.9, at_most=1).sum() == 1 for _ in range(50))
 
 
 def test_a_hidden_sequence_is_not_read(store, monkeypatch):

@@ -17,8 +17,8 @@ INFARCT = "TECHNIQUE: T1w, DWI.\nFINDINGS: Acute infarct in the left frontal lob
 
 
 def config(**changes: object) -> MedMAP.Config:
-    settings = medmap.tiny().but(vision=VisionEncoder.Config.named("plain_conv:tiny"), embedding=32)
-    return settings.but(sequences_per_study=None, study_weight=1.0).but(**changes)
+    small = {"vision": VisionEncoder.Config.named("plain_conv:tiny"), "embedding": 32, "text_projection": True}
+    return medmap.tiny().but(**{**small, "temperature": 0.07, "learn_temperature": True, **changes})
 
 
 def batch(reports: tuple[str | None, ...] = (NORMAL, NORMAL, INFARCT), seed: int = 0) -> Batch:
@@ -115,14 +115,12 @@ def test_standardising_takes_away_what_all_reports_share() -> None:
     assert not any(name.endswith(".mean") for name in config(standardise=False).build(SEQUENCES).state_dict())
 
 
-def test_one_sequence_a_study_reads_one_volume_of_each() -> None:
-    torch.manual_seed(0)
-    module = config(sequences_per_study=1).build(SEQUENCES).train()
-    acquired = batch().acquired
-    drawn = module._draw_sequences(acquired)
-    assert drawn.sum(dim=1).tolist() == [1, 1, 1]
-    assert not (drawn & ~acquired).any()
-    assert torch.equal(module.eval()._draw_sequences(acquired), acquired)
+def test_without_a_projection_texts_stay_as_the_frozen_encoder_has_them() -> None:
+    module = config(text_projection=False, standardise=False).build(SEQUENCES).eval()
+    frozen = module.text.embed([NORMAL, INFARCT])
+    torch.testing.assert_close(module.align_texts([NORMAL, INFARCT]), torch.nn.functional.normalize(frozen, dim=-1))
+    assert module.align_volumes(batch()).shape == (3, 3, module.text.embedding)
+    assert not any(parameter.requires_grad for parameter in module.text_projection.parameters())
 
 
 def test_temperature_is_the_exponential_of_what_is_learned() -> None:
@@ -179,3 +177,14 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 def test_text_settings_default_to_the_packaged_encoder() -> None:
     assert TextEncoder.Config().path is None
+
+
+def test_a_task_gets_the_shared_encoder_or_that_of_the_sequence_it_names() -> None:
+    shared, apart = (config(bank=bank).build(SEQUENCES) for bank in ("adapter", "separate"))
+    assert shared.backbone() is shared.backbone("dwi") is shared.encoders["shared"]
+    assert apart.backbone("dwi") is apart.encoders["dwi"]
+    for unnamed in (None, "t9"):
+        with pytest.raises(ValueError, match="choose of t1w, flair, dwi"):
+            apart.backbone(unnamed)
+    with pytest.raises(NotImplementedError, match="templates"):
+        shared.templates(batch())

@@ -5,10 +5,13 @@ import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tomoglot.serve import report
 from tomoglot.store.plan import Plan
+from tomoglot.studies.nifti import write_nifti
+from tomoglot.studies.study import Volume
 from tomoglot.tasks.task import SCRATCH, Comparison, Score, SubsetScore, TaskResult
 
 NASTY = "<script>alert(1)</script>"
@@ -106,6 +109,17 @@ def test_a_run_is_reported_again_from_its_folder(run):
     result().save(run / "results")
     text = report.report_run(run).read_text(encoding="utf-8")
     assert "zero_shot" in text and "0.870 [0.790, 0.920]" in text
+
+
+def test_learned_templates_are_drawn_where_a_run_has_them(run):
+    assert "Learned templates" not in report.report_run(run).read_text(encoding="utf-8")
+    (run / "templates").mkdir()
+    for name in ("flair", "t1w"):
+        voxels = np.random.default_rng(0).normal(size=(6, 8, 5)).astype(np.float32)
+        write_nifti(run / "templates" / f"{name}.nii.gz", Volume(voxels=voxels, affine=np.eye(4)))
+    text = report.report_run(run).read_text(encoding="utf-8")
+    assert "Simulated: learned templates of flair, t1w, middle slices" in text
+    assert "Learned from simulated data." in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -46,6 +46,8 @@ class LoaderConfig(Settings):
         prefetch: batches being made ready while one is in use.
         augment: how samples vary in training.
         drop_sequence_probability: of hiding an acquired sequence in training; one always stays.
+        sequences_per_study: at most so many of a study's acquired sequences in training, drawn at random; None reads
+            all. What is not drawn is neither read nor encoded.
         masks: read lesion masks; a study that has none gets -1 everywhere.
         max_tokens: where reports are cut, if the loader has a tokenizer.
     """
@@ -58,6 +60,7 @@ class LoaderConfig(Settings):
     prefetch: int = Field(2, ge=1)
     augment: Augment.Config = Augment.Config()
     drop_sequence_probability: float = Field(0.0, ge=0, lt=1)
+    sequences_per_study: int | None = Field(None, ge=1)
     masks: bool = False
     max_tokens: int = Field(256, ge=2)
 
@@ -140,6 +143,7 @@ class Loader:
             sequences=self.sequences,
             crop_voxels=config.crop_voxels or _whole_field(self._rows),
             drop_sequence_probability=config.drop_sequence_probability,
+            sequences_per_study=config.sequences_per_study,
             augment=config.augment,
         )
         self._subjects = {name: number for number, name in enumerate(sorted({row.subject for row in store.rows}))}

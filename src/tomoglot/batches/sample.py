@@ -49,6 +49,7 @@ class Wanted:
     sequences: tuple[str, ...]
     crop_voxels: Voxels
     drop_sequence_probability: float = 0.0
+    sequences_per_study: int | None = None
     augment: Augment.Config = field(default_factory=Augment.Config)
 
 
@@ -81,7 +82,9 @@ def build_sample(
     else:
         drawn = draw(rng, wanted.augment, channels=len(acquired))
         start = draw_start(rng, row.shape, wanted.crop_voxels, drawn.jitter_voxels)
-        acquired = hide_sequences(rng, acquired, wanted.drop_sequence_probability)
+        acquired = hide_sequences(
+            rng, acquired, wanted.drop_sequence_probability, at_most=wanted.sequences_per_study or len(acquired)
+        )
     names = [name for name, there in zip(wanted.sequences, acquired, strict=True) if there]
     stored = iter(store.read_crop(row, start, wanted.crop_voxels, sequences=names))
     for channel, name in enumerate(wanted.sequences):
@@ -118,13 +121,18 @@ def draw_start(rng: np.random.Generator, shape: Voxels, crop_voxels: Voxels, jit
     return start[0], start[1], start[2]
 
 
-def hide_sequences(rng: np.random.Generator, acquired: NDArray[np.bool_], probability: float) -> NDArray[np.bool_]:
-    """Hide each acquired sequence with `probability`; where that would hide all, one drawn at random stays."""
+def hide_sequences(
+    rng: np.random.Generator, acquired: NDArray[np.bool_], probability: float, *, at_most: int
+) -> NDArray[np.bool_]:
+    """Hide each acquired sequence with `probability`, then all but `at_most` drawn at random; one always stays."""
     chance = rng.random(len(acquired))
+    lots = np.where(acquired, chance, -1.0)
+    # A hidden sequence has a low lot, so those that stay are also the first to be kept by number.
     kept = acquired & (chance >= probability)
     if acquired.any() and not kept.any():
-        kept[np.argmax(np.where(acquired, chance, -1.0))] = True
-    return kept
+        kept[np.argmax(lots)] = True
+    rank = np.argsort(np.argsort(-lots))
+    return kept & (rank < at_most)
 
 
 def crop_affine(affine: NDArray[np.float64], start: Voxels) -> NDArray[np.float64]:

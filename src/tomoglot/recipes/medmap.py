@@ -10,7 +10,7 @@ The paper has three pages and its released code is another project, so most valu
 |---|---|---|
 | one vision encoder per sequence         | stated   | method; here ``bank="separate"`` |
 | one shared, frozen text encoder         | stated   | method |
-| projection of the text output           | stated   | named for stage 2; used here as well |
+| projection of the text output           | stated   | named for stage 2; here a switch, `text_projection` |
 | asymmetric contrast                     | stated   | no formula is given; three readings behind `contrast` |
 | multi-positive targets                  | inferred | one report covers all sequences of a study |
 | weight 0.75 of volume to report         | inferred | the side that is trained counts more |
@@ -47,12 +47,13 @@ from tomoglot.types import Scalar, SequenceEmbeddings
 # Presets of this file, with the run that each is meant for: a mark stands where a value is not ours.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "schedule.steps": 650,
+        "schedule.steps": 700,
         "schedule.warmup_steps": 50,
-        "schedule.learning_rate": 2e-3,
+        "schedule.learning_rate": 4e-3,
         "schedule.weight_decay": 0.1,
         "loader.batch_size": 24,
         "loader.workers": 2,
+        "loader.sequences_per_study": 3,
         "loader.augment.jitter_voxels": 1,
         "loader.augment.scale": 0.05,
         "loader.augment.shift": 0.1,
@@ -130,7 +131,7 @@ class MedMAP(Recipe):
         learn_temperature: bool = True
         standardise: bool = True
         sentences_kept: float = Field(1.0, gt=0, le=1)
-        sequences_per_study: int | None = Field(None, ge=1)
+        text_projection: bool = True
         sequence_weight: float = Field(1.0, ge=0)
         study_weight: float = Field(0.0, ge=0)
 
@@ -156,17 +157,19 @@ class MedMAP(Recipe):
         self.adapters = nn.ModuleDict(
             {name: SequenceAdapter(self.width, hidden) for name in sequences} if config.bank == "adapter" else {}
         )
-        self.volume_projections = nn.ModuleDict({key: self._head(self.width) for key in keys})
         self.text: FrozenTextEncoder = config.text.build()
-        self.text_projection = self._head(self.text.embedding)
+        # Width shared by volumes and texts.
+        self.embedding = config.embedding if config.text_projection else self.text.embedding
+        self.volume_projections = nn.ModuleDict({key: self._head(self.width, linear=True) for key in keys})
+        self.text_projection = self._head(self.text.embedding, linear=config.text_projection)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
         )
 
-    def _head(self, width: int) -> nn.Module:
-        """Bring features to the width shared by volumes and texts."""
-        linear = nn.Linear(width, self.config.embedding)
-        return nn.Sequential(RunningStandardiser(width), linear) if self.config.standardise else linear
+    def _head(self, width: int, *, linear: bool) -> nn.Sequential:
+        """Standardise features, when asked, and bring them to the shared width, unless they are left as they are."""
+        parts: list[nn.Module] = [RunningStandardiser(width)] if self.config.standardise else []
+        return nn.Sequential(*parts, *([nn.Linear(width, self.embedding)] if linear else []))
 
     @property
     def temperature(self) -> Scalar:
@@ -182,7 +185,7 @@ class MedMAP(Recipe):
         reported = torch.tensor([bool(report) for report in batch.reports], device=batch.acquired.device)
         if int(reported.sum()) < 2:
             raise ValueError("contrast needs two or more studies with a report in a batch; raise loader.batch_size")
-        asked = self._draw_sequences(batch.acquired & reported[:, None])
+        asked = batch.acquired & reported[:, None]
         volumes = self._project(batch, asked)
         texts = self._embed_reports([batch.reports[row] or "" for row in reported.nonzero().flatten().tolist()])
         words = [batch.reports[row] for row in reported.nonzero().flatten().tolist()]
@@ -206,6 +209,21 @@ class MedMAP(Recipe):
         """Pooled features of each acquired sequence."""
         return self._encode(batch, batch.acquired)
 
+    def backbone(self, sequence: str | None = None) -> VisionEncoder:
+        """The encoder that all sequences share, or with an encoder a sequence, that of `sequence`.
+
+        Raises:
+            ValueError: there is an encoder a sequence, and `sequence` names none of them.
+        """
+        key = sequence if self.config.bank == "separate" else "shared"
+        if key is None or key not in self.encoders:
+            raise ValueError(
+                f"there is an encoder a sequence, and none for {sequence!r}; choose of {', '.join(self.sequences)}"
+            )
+        encoder = self.encoders[key]
+        assert isinstance(encoder, VisionEncoder)
+        return encoder
+
     def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
         """Unit vectors of each acquired sequence beside the reports'."""
         projected = self._project(batch, batch.acquired)
@@ -215,20 +233,6 @@ class MedMAP(Recipe):
         """Unit vectors of texts beside the volumes'."""
         device = self.log_temperature.device
         return F.normalize(self.text_projection(self.text.embed(texts).to(device)), dim=-1)
-
-    def _draw_sequences(self, acquired: Bool[Tensor, "b c"]) -> Bool[Tensor, "b c"]:
-        """Keep at most `sequences_per_study` of the acquired sequences, by an order drawn anew at each step.
-
-        The order is the same for all studies of the batch, so that most of them show the same sequence and differ by
-        what is in the head, not by how it was imaged.
-        """
-        limit = self.config.sequences_per_study
-        if limit is None or not self.training:
-            return acquired
-        order = torch.rand(acquired.shape[1], device=acquired.device)
-        lots = order.expand(acquired.shape).masked_fill(~acquired, -1.0)
-        rank = lots.argsort(dim=1, descending=True).argsort(dim=1)
-        return acquired & (rank < limit)
 
     def _encode(self, batch: Batch, asked: Bool[Tensor, "b c"]) -> SequenceEmbeddings:
         columns = self._columns(batch)
@@ -262,10 +266,10 @@ class MedMAP(Recipe):
         """Encode what is asked and bring it to the width shared with text."""
         features, columns = self._encode(batch, asked), self._columns(batch)
         if self.config.bank != "separate":
-            projected = features.new_zeros((*asked.shape, self.config.embedding))
+            projected = features.new_zeros((*asked.shape, self.embedding))
             projected[asked] = self.volume_projections["shared"](features[asked])
             return projected
-        parts = features.new_zeros((*asked.shape, self.config.embedding))
+        parts = features.new_zeros((*asked.shape, self.embedding))
         for name, column in columns.items():
             rows = asked[:, column]
             if rows.any():
@@ -307,15 +311,21 @@ def _body(report: str) -> str:
 def tiny() -> MedMAP.Config:
     """For a laptop: one small convolution encoder, tied over sequences with an adapter each; minutes on two cores.
 
-    One sequence a study and step, a narrow encoder and many steps: measured on simulated studies at 4 mm, 200 steps of
-    48 volumes through an encoder twice as wide learned little but volume loss.
+    What decided, on simulated studies of another seed (results/tuning.md): features of every stage, since a lesion is
+    smaller than a step of the coarsest map; the text space left as the frozen encoder has it, since a projection
+    learned from a thousand reports forgets the words it was not asked for; a term on each study's mean over its
+    sequences; and a temperature that cannot fall until reports are learnt by heart.
     """
     return MedMAP.Config(
-        vision=VisionEncoder.Config.named("plain_conv:tiny").but(widths=(8, 16, 32, 64), blocks=(0, 0, 0, 0)),
+        vision=VisionEncoder.Config.named("plain_conv:tiny").but(
+            widths=(8, 16, 32, 64), blocks=(0, 0, 0, 0), pooling="every_stage"
+        ),
         text=TextEncoder.Config(pooling="mean"),
         bank="adapter",
-        embedding=128,
-        sequences_per_study=1,
+        text_projection=False,
+        temperature=0.2,
+        learn_temperature=False,
+        study_weight=1.0,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Self
 
 from jaxtyping import Float
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 import tomoglot.recipes
 from tomoglot.batches.batch import Batch
 from tomoglot.config import Settings, unknown_key
-from tomoglot.types import Scalar, SequenceEmbeddings
+from tomoglot.encoders.vision import VisionEncoder
+from tomoglot.types import Scalar, SequenceEmbeddings, Volumes
 
 
 class Recipe(nn.Module, ABC):
@@ -57,6 +59,26 @@ class Recipe(nn.Module, ABC):
     @abstractmethod
     def encode(self, batch: Batch) -> SequenceEmbeddings:
         """Pooled features of each sequence, before any projection; zeros where a sequence was not acquired."""
+
+    def backbone(self, sequence: str | None = None) -> VisionEncoder:
+        """The vision encoder that a task may copy; `sequence` chooses where a method has one a sequence.
+
+        Raises:
+            ValueError: the method has an encoder a sequence, and none or an unknown one was named.
+            NotImplementedError: the method has no vision encoder to give away.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no vision encoder that a task may copy")
+
+    def templates(self, batch: Batch) -> Volumes:
+        """What each sequence of the batch usually looks like where the crop lies in the world; shaped as the volumes.
+
+        Raises:
+            NotImplementedError: the method keeps no templates.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no templates; fill absent sequences with zero instead")
+
+    def artefacts(self, folder: Path, *, simulated: bool) -> None:
+        """Write what a person may want to look at into a run's folder, when the run ends; most methods have nothing."""
 
     def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
         """Unit vectors of each sequence in the space shared with text; zeros where not acquired.

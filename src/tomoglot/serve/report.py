@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from tomoglot.checkpoint import RESEARCH_USE
 from tomoglot.store.catalogue import query
 from tomoglot.store.reader import Store
 from tomoglot.studies.atomic import write_bytes
+from tomoglot.studies.nifti import read_nifti
 from tomoglot.tasks.scoreboard import cells, compare_text, title
 from tomoglot.tasks.task import MODEL, TaskResult
 
@@ -79,6 +81,7 @@ def write_report(
         curves=curve_pictures(_metrics(run / "metrics.jsonl")),
         tasks=[_task(result) for result in results],
         montage=shown,
+        templates=template_picture(run / "templates", simulated=simulated),
         # A real report is never copied into a page that is made to be passed on.
         reports=[row.report for row in rows if row.simulated and row.report][:MOST_REPORTS],
         rejected=[] if store is None else rejected_rows(store),
@@ -162,6 +165,28 @@ def forest_picture(result: TaskResult) -> Picture | None:
     )
     _plain(axes)
     return _draw(figure, f"AUROC with 95 % intervals of {', '.join(arms)} for {', '.join(names)}")
+
+
+def template_picture(folder: Path, *, simulated: bool) -> Picture | None:
+    """Mid-slices of each learned template, a sequence a column: seen from above, from the front and from the right."""
+    volumes = {path.name.split(".")[0]: read_nifti(path) for path in sorted(folder.glob("*.nii.gz"))}
+    if not volumes:
+        return None
+    figure = Figure(figsize=(1.25 * len(volumes) + 0.2, 4.1), layout="constrained")
+    grid = figure.subplots(3, len(volumes), squeeze=False)
+    for column, (name, volume) in enumerate(volumes.items()):
+        voxels = volume.voxels.astype(np.float32)
+        low, high = np.percentile(voxels, [0.5, 99.5])
+        for row, along in enumerate((2, 1, 0)):
+            axes = grid[row, column]
+            middle = np.take(voxels, voxels.shape[along] // 2, axis=along)
+            # Front and head upwards; each row is a plane through the middle of the grid.
+            axes.imshow(middle.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
+            axes.set_axis_off()
+        grid[0, column].set_title(name, fontsize=9, color=INK)
+    return _draw(
+        figure, f"{'Simulated: l' if simulated else 'L'}earned templates of {', '.join(volumes)}, middle slices"
+    )
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
