@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from tomoglot import cli, demo
+from tomoglot.config import Settings
 
 VERBS = {
     "demo": {"out", "subjects", "seed"},
@@ -19,8 +20,8 @@ VERBS = {
     "inspect": {"store", "png"},
     "verify": {"store", "workers"},
     "pretrain": {"recipe", "store", "out", "changes", "config", "resume"},
-    "evaluate": {"task", "run", "store", "split", "controls", "prompts", "out"},
-    "transfer": {"task", "run", "store", "mode", "split", "label_fraction", "controls", "out"},
+    "evaluate": {"task", "run", "store", "split", "controls", "prompts", "changes", "out"},
+    "transfer": {"task", "run", "store", "mode", "split", "label_fraction", "controls", "changes", "out"},
     "report": {"run"},
     "doctor": {"store"},
 }
@@ -42,7 +43,9 @@ def test_every_verb_says_what_it_does() -> None:
         assert command.help
 
 
-def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, says in (
         (("ingest", str(tmp_path / "empty"), "--out", str(tmp_path / "s")), "empty"),
@@ -52,13 +55,58 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (("pretrain", "medmap:tiny", "--set", "schedule.stepz=1", "--out", str(tmp_path / "r")), "steps"),
         (("phantom", "liver", "--out", str(tmp_path / "p")), "brain"),
         (("evaluate", "zero-shot", "--from", "r", "--store", "s"), "zero_shot"),
+        (("transfer", "zero_shot", "--from", "r", "--store", "s"), "task of `tomoglot evaluate`"),
+        (("evaluate", "zero_shot", "--from", "r", "--store", "s", "--set", "drawz=3"), "draws"),
+        (("transfer", "abnormality", "--from", "r", "--store", "s", "--label-fraction", "2"), "label_fraction"),
     ):
-        done = run(*arguments)
-        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
-        assert done.stderr.startswith("error: "), done.stderr
-        assert says in done.stderr
-        assert "Traceback" not in done.stderr
+        # In this process: each of its own would import torch again.
+        monkeypatch.setattr(sys, "argv", ["tomoglot", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        told = capsys.readouterr().err
+        assert left.value.code == 2, (arguments, told)
+        assert told.startswith("error: "), told
+        assert says in told
+        assert told.count("\n") == 1, told
     assert not (tmp_path / "s").exists() or not any((tmp_path / "s").glob("studies/*"))
+
+
+def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tomoglot import checkpoint
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks import abnormality
+    from tomoglot.tasks.task import TaskResult
+
+    asked: list[tuple[abnormality.Config, Path | None]] = []
+
+    def score(
+        model: object, store: object, config: abnormality.Config, *, out: Path | None, progress: object
+    ) -> object:
+        asked.append((config, out))
+        return TaskResult(task=f"abnormality-{config.mode}", split=config.split, subjects=0, studies=0)
+
+    monkeypatch.setattr(abnormality, "score", score)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path: None)
+    monkeypatch.setattr(Store, "open", lambda path: None)
+    begin = ["transfer", "abnormality", "--from", str(tmp_path), "--store", "s"]
+    assert CliRunner().invoke(cli.app, begin).exit_code == 0
+    more = ["--mode", "finetune", "--label-fraction", "0.1", "--split", "holdout", "--no-controls"]
+    more += ["--set", "schedule.steps=7"]
+    assert CliRunner().invoke(cli.app, [*begin, *more, "--out", str(tmp_path / "o")]).exit_code == 0
+    changed = {"mode": "finetune", "label_fraction": 0.1, "split": "holdout", "controls": False, "schedule.steps": 7}
+    assert [config for config, _ in asked] == [abnormality.Config(), abnormality.Config().but(**changed)]
+    assert asked[0][1] is None and asked[1][1] is not None and asked[1][1].name.startswith("abnormality-mode_finetune")
+    assert (tmp_path / "results" / "abnormality-probe.json").exists()
+    assert [path.name for path in (tmp_path / "o").glob("abnormality-finetune-*label_fraction_0.1*.json")]
+
+    class Narrow(Settings):
+        split: str = "test"
+
+    monkeypatch.setattr(abnormality, "Config", Narrow)
+    refused = CliRunner().invoke(cli.app, [*begin, "--label-fraction", "0.5"])
+    assert "no option --label-fraction" in str(refused.exception)
 
 
 def test_three_numbers_or_one() -> None:

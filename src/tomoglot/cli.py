@@ -1,7 +1,7 @@
 """The command line: one verb a stage, each a thin call of one public function.
 
 Rooms are imported inside the verbs, so that `tomoglot --help` answers without loading torch. What a user gave wrong is
-one line on standard error and exit code 2; an interrupted run that wrote its checkpoint leaves with 143.
+one line on standard error and exit code 2; Ctrl-C leaves with 130 and SIGTERM, while training, with 143.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ FromOption = Annotated[Path, typer.Option("--from", help="A run folder, or one c
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting: schedule.steps=1000. Repeatable.")
 ]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Which studies: test (the default), val, train, all.")]
+ControlsOption = Annotated[
+    bool | None,
+    typer.Option("--controls/--no-controls", help="Also score the controls: from scratch, image removed (default)."),
+]
+ResultOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the result and of predicted files (default: the run's results/, no files)."),
+]
 WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker processes (threads while training).")]
 
 
@@ -38,11 +47,28 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        _say_interrupted()
         raise SystemExit(130) from None
+    except SystemExit as left:
+        # Ctrl-C, which Typer turns into this code without a word, and a training that was stopped by a signal.
+        if left.code in (130, 143):
+            _say_interrupted()
+        raise
+
+
+def _say_interrupted() -> None:
+    print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+
+
+def _in_one_line(error: Exception) -> str:
+    """A settings error lists every value that does not fit, each on lines of its own: put them in one."""
+    wrong = getattr(error, "errors", None)
+    if not callable(wrong):
+        return " ".join(str(error).split("\n"))
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in wrong())
 
 
 @contextmanager
@@ -231,7 +257,7 @@ def pretrain(
     config: Annotated[Path | None, typer.Option(help="A recorded config.json, to run exactly that again.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of --out, when there is one.")] = True,
 ) -> None:
-    """Pre-train by a recipe; the run folder records everything. SIGTERM: a checkpoint, then exit code 143."""
+    """Pre-train by a recipe; the run folder records everything. Ctrl-C and SIGTERM: a checkpoint, then 130 or 143."""
     from tomoglot.run import RunConfig
     from tomoglot.run import pretrain as pretrain_run
 
@@ -246,66 +272,71 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Argument(help="zero_shot")],
+    task: Annotated[str, typer.Argument(help="A task that trains nothing, for example zero_shot.")],
     run: FromOption,
     store: StoreOption,
-    split: str = "test",
-    controls: Annotated[bool, typer.Option(help="Also score from scratch and with the image removed.")] = True,
+    split: SplitOption = None,
+    controls: ControlsOption = None,
     prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompts by finding.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result (default: the run's results/).")] = None,
+    changes: SetOption = None,
+    out: ResultOption = None,
 ) -> None:
     """Score a checkpoint without training anything: every score with its interval, beside its controls."""
-    from rich.console import Console
-
-    from tomoglot.checkpoint import load_checkpoint
-    from tomoglot.store.reader import Store
-    from tomoglot.tasks.prompts import read_prompts
-    from tomoglot.tasks.scoreboard import table
-    from tomoglot.tasks.zero_shot import score_zero_shot
-
-    if task != "zero_shot":
-        raise ValueError(f"evaluate knows zero_shot, got {task!r}; tasks that train are under `tomoglot transfer`")
-    chosen = read_prompts(prompts) if prompts is not None else None
-    opened, side = Store.open(store), None if split == "all" else split
-    with progress_bar("embedding") as report:
-        result = score_zero_shot(
-            load_checkpoint(run), opened, split=side, controls=controls, prompts=chosen, progress=report
-        )
-    Console().print(table(result))
-    print(f"written to {result.save(out or run / 'results')}")
+    given = {"split": split, "controls": controls, "prompts": prompts}
+    _score("evaluate", task, run=run, store=store, given=given, changes=changes, out=out)
 
 
 @app.command()
 def transfer(
-    task: Annotated[str, typer.Argument(help="abnormality")],
+    task: Annotated[str, typer.Argument(help="A task that trains on labels, for example abnormality.")],
     run: FromOption,
     store: StoreOption,
-    mode: Annotated[str, typer.Option(help="probe (frozen features) or finetune.")] = "probe",
-    split: str = "test",
-    label_fraction: Annotated[float, typer.Option(min=0.001, max=1.0)] = 1.0,
-    controls: bool = True,
-    out: Annotated[Path | None, typer.Option(help="Folder of the result (default: the run's results/).")] = None,
+    mode: Annotated[str | None, typer.Option(help="How it learns: for abnormality, probe or finetune.")] = None,
+    split: SplitOption = None,
+    label_fraction: Annotated[
+        float | None, typer.Option(help="Share of the training subjects whose labels are used, above 0, at most 1.")
+    ] = None,
+    controls: ControlsOption = None,
+    changes: SetOption = None,
+    out: ResultOption = None,
 ) -> None:
-    """Train a task on a checkpoint's features and score it on held-out subjects."""
+    """Train a task on what a checkpoint has learned and score it on held-out subjects, beside its controls."""
+    given = {"mode": mode, "split": split, "label_fraction": label_fraction, "controls": controls}
+    _score("transfer", task, run=run, store=store, given=given, changes=changes, out=out)
+
+
+def _score(
+    verb: str,
+    task: str,
+    *,
+    run: Path,
+    store: Path,
+    given: dict[str, Any],
+    changes: list[str] | None,
+    out: Path | None,
+) -> None:
+    """Find a task by its file name, set its settings, score, print and save."""
+    from tomoglot.tasks.task import load, variant_of
+
+    found = load(task, verb=verb)
+    config, known = found.Config(), found.Config.model_fields
+    asked = {name: value for name, value in given.items() if value is not None}
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"{task} has no option --{name.replace('_', '-')}; its settings: {', '.join(known)}")
+    config = config.but(**asked).set(changes or [])
+
     from rich.console import Console
 
     from tomoglot.checkpoint import load_checkpoint
     from tomoglot.store.reader import Store
-    from tomoglot.tasks.abnormality import score_abnormality
     from tomoglot.tasks.scoreboard import table
 
-    if task != "abnormality":
-        raise ValueError(f"transfer knows abnormality, got {task!r}")
-    with progress_bar("embedding") as report:
-        result = score_abnormality(
-            load_checkpoint(run),
-            Store.open(store),
-            mode=mode,
-            split=split,
-            label_fraction=label_fraction,
-            controls=controls,
-            progress=report,
-        )
+    # What a task predicts is written only where a folder was named, and never over that of other settings.
+    written = None if out is None else out / "-".join(filter(None, (task, variant_of(config))))
+    with progress_bar(task) as report:
+        result = found.score(load_checkpoint(run), Store.open(store), config, out=written, progress=report)
+    result = result.under(config)
     Console().print(table(result))
     print(f"written to {result.save(out or run / 'results')}")
 

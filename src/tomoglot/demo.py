@@ -26,9 +26,8 @@ from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.phantom.files import write_cohort
 from tomoglot.studies.phantom.montage import draw_montage
 from tomoglot.studies.source import read_source
-from tomoglot.tasks.abnormality import score_abnormality
+from tomoglot.tasks import abnormality, zero_shot
 from tomoglot.tasks.task import TaskResult, write_json
-from tomoglot.tasks.zero_shot import score_zero_shot
 
 Say = Callable[[str], None]
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -41,9 +40,9 @@ SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 class DemoConfig(Settings):
     """Sizes of the demo, chosen by measurement for two cores and ten minutes."""
 
-    subjects: int = Field(700, ge=40)
+    subjects: int = Field(1800, ge=40)
     seed: int = 0
-    simulated_spacing_mm: float = 3.0
+    simulated_spacing_mm: float = 4.0
     store_spacing_mm: float = 4.0
     field_voxels: tuple[int, int, int] = (40, 48, 40)
     workers: int = Field(2, ge=1)
@@ -89,10 +88,10 @@ def run_demo(out: Path, config: DemoConfig, *, say: Say, progress: Bar) -> Path:
         _pretrain(out, config, progress)
     loaded = load_checkpoint(out / "run")
     with watch.stage("zero-shot", "asking the images in words; beside it, from scratch and image removed"):
-        zero_shot = score_zero_shot(loaded, store, split="test", seed=config.seed)
+        asked = zero_shot.score(loaded, store, zero_shot.Config(seed=config.seed))
     with watch.stage("probe", "a linear probe on frozen features; beside it, from scratch and image removed"):
-        probe = score_abnormality(loaded, store, mode="probe", split="test", seed=config.seed)
-    results = [zero_shot, probe]
+        probe = abnormality.score(loaded, store, abnormality.Config(seed=config.seed))
+    results = [asked, probe]
     with watch.stage("report", "one page, no network needed"):
         for result in results:
             result.save(out / "run" / "results")

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from tomoglot.batches.batch import Batch
+from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.abnormality import (
     AbnormalityNet,
-    keep_labels,
+    Config,
     pool_sequences,
     probe_result,
-    score_abnormality,
+    score,
     sequence_means,
 )
 from tomoglot.tasks.embeddings import StoreEmbeddings
-from tomoglot.tasks.scoring import truth_of
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
 
 
@@ -65,49 +66,57 @@ def test_missing_sequences_do_not_enter_the_mean_the_maximum_or_the_fill():
     np.testing.assert_allclose(pool_sequences(found, pooling="concat", fill=fill)[study, 6:12], fill[1])
 
 
-def test_smaller_label_fractions_lie_within_larger_ones_and_keep_subjects_whole():
-    truth = truth_of(planted(1.0))
-    few, more = (keep_labels(truth, fraction=part, seed=3) for part in (0.1, 0.5))
-    assert few.sum() == 9 and more.sum() == 45 and (few <= more).all()
-    with pytest.raises(ValueError, match="label_fraction"):
-        keep_labels(truth, fraction=0.0, seed=0)
-
-
 def test_a_val_split_of_one_class_is_said():
     sides = splits(2.0)
     sides["val"].labels[:] = 0
     assert any("not chosen" in note for note in probe_result(sides, None, draws=20).notes)
 
 
-def test_scoring_what_was_learned_from_is_refused():
-    with pytest.raises(ValueError, match="learns from"):
-        score_abnormality(None, SimpleNamespace(findings=("mass",)), split="train")
-    with pytest.raises(ValueError, match="probe or finetune"):
-        score_abnormality(None, SimpleNamespace(findings=("mass",)), mode="magic")
+class Given(Recipe):
+    """Encodes each sequence's volume as its first voxels, times a weight."""
 
+    class Config(Recipe.Config):
+        pass
 
-class Given(nn.Module):
     def __init__(self):
         super().__init__()
+        self.config, self.sequences = self.Config(), ("flair", "t1w")
         self.weight = nn.Parameter(torch.ones(1))
 
+    def losses(self, batch, *, progress):
+        return {}
+
     def encode(self, batch):
-        return batch.features * self.weight
+        return batch.volumes[..., 0, 0] * self.weight
+
+
+def test_scoring_what_was_learned_from_is_refused():
+    with pytest.raises(ValueError, match="learns from"):
+        score(Given(), SimpleNamespace(findings=("mass",)), Config(split="train"))
+    with pytest.raises(ValueError, match="'probe' or 'finetune'"):
+        Config(mode="magic")
 
 
 def test_unknown_labels_have_no_say_in_the_loss():
+    torch.manual_seed(0)
     net = AbnormalityNet(Given(), 4, ("a", "b"))
     nn.init.normal_(net.head.weight)
-    batch = SimpleNamespace(
-        features=torch.randn(3, 2, 4),
+    batch = Batch(
+        volumes=torch.randn(3, 2, 4, 1, 1),
         acquired=torch.tensor([[True, False], [True, True], [False, True]]),
+        sequences=("flair", "t1w"),
+        affine=torch.eye(4).expand(3, 4, 4),
+        studies=("1", "2", "3"),
+        subjects=torch.arange(3),
+        reports=(None, None, None),
         labels=torch.tensor([[1.0, 0], [0, 1], [1, 1]]),
         labelled=torch.tensor([[True, False], [True, True], [False, False]]),
+        findings=("a", "b"),
     )
     before = net.losses(batch, progress=0.0)["bce"]
     batch.labels[0, 1] = 1.0
     assert torch.equal(before, net.losses(batch, progress=0.0)["bce"])
-    batch.features[0, 1] = 99.0
+    batch.volumes[0, 1] = 99.0
     assert torch.equal(before, net.losses(batch, progress=0.0)["bce"]), "a missing sequence was read"
     batch.labels[0, 0] = 0.0
     assert not torch.equal(before, net.losses(batch, progress=0.0)["bce"])

@@ -54,6 +54,30 @@ def axes_as_prompts():
     }
 
 
+def test_against_others_is_present_less_the_mean_of_what_else_is_asked():
+    """The denials then play no part; with two findings, each stands against the other's sentences."""
+    found, prompts = planted(), axes_as_prompts()
+    deaf = {name: replace(vector, absent=np.zeros_like(vector.absent)) for name, vector in prompts.items()}
+    first, second = (vector.present.mean(axis=0) for vector in prompts.values())
+    by_hand = study_scores(found.aligned, found.acquired, np.stack([first - second, second - first]))
+    result = zero_shot_result(found, deaf, against="others", draws=50)
+    labels = found.labels[:, 0] > 0.5
+    ranks = by_hand[labels, 0][:, None] > by_hand[~labels, 0][None, :]
+    assert result.score("infarct").value == pytest.approx(ranks.mean())
+    # The way that was not chosen is printed beside it, and says which it is.
+    other = zero_shot_result(found, deaf, against="absent", draws=50)
+    assert result.score("macro, against absent").value == pytest.approx(other.score().value)
+    assert other.score("macro, against others").value == pytest.approx(result.score().value)
+    assert any(note == "Negative prompts: others." for note in result.notes)
+
+
+def test_one_finding_alone_stands_against_its_denial():
+    found, prompts = planted(), axes_as_prompts()
+    alone = {"infarct": prompts["infarct"]}
+    scores = [zero_shot_result(found, alone, against=way, draws=50).score().value for way in ("absent", "others")]
+    assert scores[0] == scores[1]
+
+
 def test_the_score_of_a_study_is_the_mean_over_acquired_sequences_of_present_less_absent():
     found, prompts = planted(), axes_as_prompts()
     directions = np.stack([vector.direction for vector in prompts.values()])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
 from tomoglot.checkpoint import Loaded
+from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import (
     Progress,
@@ -31,9 +34,11 @@ from tomoglot.tasks.embeddings import (
     from_scratch,
     is_simulated,
     opened,
+    pool_acquired,
     seen_note,
 )
 from tomoglot.tasks.intervals import DRAWS, macro_auroc
+from tomoglot.tasks.labels import fewer_labels, keep_subjects
 from tomoglot.tasks.scoring import (
     Truth,
     compare_with_controls,
@@ -48,7 +53,34 @@ from tomoglot.training import Schedule, Trainable, TrainState, train
 Pooling = Literal["mean_max", "concat"]
 Splits = tuple[str, str, str]
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
+VERB: Literal["transfer"] = "transfer"
 METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "brier", "calibration_error")
+
+
+class Config(Settings):
+    """How to learn and to score.
+
+    Attributes:
+        mode: `probe` (frozen features) or `finetune` (encoder and head).
+        split: which studies are scored; not one that is learned from.
+        label_fraction: share of the training subjects whose labels are used.
+        controls: also score the same method from scratch, and with the image removed.
+        seed: of the bootstrap, of the subjects that keep their labels and of the from-scratch weights.
+        pooling: one vector a study from those of its sequences, for the probe.
+        schedule: of fine-tuning.
+        draws: of the bootstrap.
+        loader: how studies are read; None takes what the checkpoint's card says.
+    """
+
+    mode: Literal["probe", "finetune"] = "probe"
+    split: str = "test"
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    controls: bool = True
+    seed: int = Field(0, ge=0)
+    pooling: Pooling = "mean_max"
+    schedule: Schedule = Schedule(steps=200, warmup_steps=10, learning_rate=3e-4)
+    draws: int = Field(DRAWS, ge=1)
+    loader: LoaderConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,19 +162,6 @@ def choose_probe(
     return fit_probe(features[fitting], truths[fitting], inverse_penalty=0.1), (note,)
 
 
-def keep_labels(truth: Truth, *, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which studies keep their labels when a fraction of the subjects do; smaller fractions lie within larger ones.
-
-    Raises:
-        ValueError: the fraction is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"label_fraction must lie above 0 and at most at 1, got {fraction}")
-    distinct = np.unique(truth.subjects)
-    order = np.random.default_rng(seed).permutation(distinct)
-    return np.isin(truth.subjects, order[: max(1, round(fraction * len(distinct)))])
-
-
 def probe_result(
     ours: Mapping[str, StoreEmbeddings],
     scratch: Mapping[str, StoreEmbeddings] | None,
@@ -163,7 +182,7 @@ def probe_result(
         arms[IMAGE_REMOVED] = {split: ours[split].acquired.astype(np.float64) for split in splits}
     truths = {split: truth_of(ours[split]) for split in splits}
     fitting, _, scored = splits
-    keep = keep_labels(truths[fitting], fraction=label_fraction, seed=seed)
+    keep = keep_subjects(truths[fitting].subjects, fraction=label_fraction, seed=seed)
     truths[fitting] = truths[fitting].rows(keep)
     predicted, notes = {}, list[str]()
     for name, features in arms.items():
@@ -196,35 +215,28 @@ def result_of(
     )
 
 
-def score_abnormality(
+def score(
     model: Recipe | Loaded,
     store: StudySource,
+    config: Config,
     *,
-    mode: str = "probe",
-    split: str = "test",
-    label_fraction: float = 1.0,
-    controls: bool = True,
-    pooling: Pooling = "mean_max",
-    loader: LoaderConfig | None = None,
-    schedule: Schedule | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
+    out: Path | None = None,
     progress: Progress | None = None,
 ) -> TaskResult:
-    """Train on the train split, choose on val, score on `split`, with controls.
+    """Train on the train split, choose on val (a probe), score on the settings' split, with controls.
+
+    Nothing is written into `out`.
 
     Raises:
-        ValueError: an unknown mode, a split without studies, or a store without labels.
+        ValueError: a split without studies, a split that is learned from, or a store without labels.
     """
-    if mode not in ("probe", "finetune"):
-        raise ValueError(f"mode is probe or finetune, got {mode!r}")
-    if split in ("train", "val"):
-        raise ValueError(f"split {split!r} is what the task learns from; score another, such as test")
+    if config.split in ("train", "val", "all"):
+        raise ValueError(f"split {config.split!r} is what the task learns from; score another, such as test")
     if not store.findings:
         raise ValueError("the store labels no finding; give label columns (label:<finding>) to ingest")
-    recipe, settings = opened(model, store, loader)
-    if mode == "probe":
-        splits = ("train", "val", split)
+    recipe, settings = opened(model, store, config.loader)
+    if config.mode == "probe":
+        splits = ("train", "val", config.split)
 
         def embed(recipe: Recipe) -> dict[str, StoreEmbeddings]:
             return {
@@ -232,26 +244,22 @@ def score_abnormality(
                 for side in splits
             }
 
-        scratch = embed(from_scratch(recipe, seed=seed)) if controls else None
         result = probe_result(
             embed(recipe),
-            scratch,
+            embed(from_scratch(recipe, seed=config.seed)) if config.controls else None,
             splits=splits,
-            pooling=pooling,
-            label_fraction=label_fraction,
-            draws=draws,
-            seed=seed,
+            pooling=config.pooling,
+            label_fraction=config.label_fraction,
+            draws=config.draws,
+            seed=config.seed,
         )
     else:
-        if label_fraction != 1:
-            raise ValueError("label_fraction is for the probe; ingest fewer labels to fine-tune on fewer")
-        plan = schedule or Schedule(steps=200, warmup_steps=10, learning_rate=3e-4)
-        result = _finetuned(recipe, store, plan, settings, split=split, controls=controls, draws=draws, seed=seed)
-    return result.but(
-        split=split,
+        result = _finetuned(recipe, store, config, settings)
+    return result.under(config).but(
+        split=config.split,
         model=type(recipe).__name__,
-        simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *result.notes),
+        simulated=is_simulated(store, config.split),
+        notes=(*seen_note(model, store, config.split), *result.notes),
     )
 
 
@@ -267,11 +275,7 @@ class AbnormalityNet(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "b f"]:
         """Logits."""
-        features, used = self.recipe.encode(batch), batch.acquired[:, :, None]
-        mean = (features * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
-        highest = features.masked_fill(~used, -torch.inf).amax(dim=1)
-        highest = highest.masked_fill(~batch.acquired.any(dim=1)[:, None], 0.0)
-        return self.head(torch.cat([mean, highest], dim=1))
+        return self.head(pool_acquired(self.recipe.encode(batch), batch.acquired))
 
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Float[Tensor, ""]]:
         """Binary cross-entropy over the known labels only."""
@@ -324,26 +328,20 @@ def predict_split(
     return np.concatenate(given), truth
 
 
-def _finetuned(
-    recipe: Recipe,
-    store: StudySource,
-    schedule: Schedule,
-    loader: LoaderConfig,
-    *,
-    split: str,
-    controls: bool,
-    draws: int,
-    seed: int,
-) -> TaskResult:
-    net = finetune(recipe, store, schedule, loader=loader, seed=seed)
+def _finetuned(recipe: Recipe, store: StudySource, config: Config, loader: LoaderConfig) -> TaskResult:
+    seed, split = config.seed, config.split
+    labelled = fewer_labels(store, fraction=config.label_fraction, seed=seed)
+    net = finetune(recipe, labelled, config.schedule, loader=loader, seed=seed)
     ours, truth = predict_split(net, store, split=split, loader=loader)
     predicted = {"model": ours}
-    if controls:
-        fresh = finetune(from_scratch(recipe, seed=seed), store, schedule, loader=loader, seed=seed)
+    if config.controls:
+        fresh = finetune(from_scratch(recipe, seed=seed), labelled, config.schedule, loader=loader, seed=seed)
         predicted[SCRATCH] = predict_split(fresh, store, split=split, loader=loader)[0]
         predicted[IMAGE_REMOVED] = predict_split(net, store, split=split, loader=loader, remove_image=True)[0]
-    result = result_of(predicted, truth, task="abnormality-finetune", draws=draws, seed=seed)
-    return result.but(notes=(*result.notes, f"{schedule.steps} steps, both arms alike."))
+    result = result_of(predicted, truth, task="abnormality-finetune", draws=config.draws, seed=seed)
+    studies = sum(row.split == "train" for row in labelled.rows)
+    note = f"{config.schedule.steps} steps on {studies} labelled studies, both arms alike."
+    return result.but(notes=(*result.notes, note))
 
 
 def _pooled(sides: Mapping[str, StoreEmbeddings], splits: Splits, pooling: Pooling) -> dict[str, NDArray[np.float64]]:

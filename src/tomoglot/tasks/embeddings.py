@@ -8,13 +8,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
 from tomoglot.checkpoint import Loaded
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.store.plan import Plan
+from tomoglot.types import Acquired, SequenceEmbeddings
 
 Progress = Callable[[int, int], None]
 Wanted = Literal["both", "features", "aligned"]
@@ -143,6 +146,14 @@ def embed_split(
     )
 
 
+def pool_acquired(features: SequenceEmbeddings, acquired: Acquired) -> Float[Tensor, "b _twice"]:
+    """The mean and the maximum over acquired sequences, side by side (b, 2e); zeros where a study has none."""
+    used = acquired[:, :, None]
+    mean = (features * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
+    highest = features.masked_fill(~used, -torch.inf).amax(dim=1)
+    return torch.cat([mean, highest.masked_fill(~acquired.any(dim=1)[:, None], 0.0)], dim=1)
+
+
 def opened(model: Recipe | Loaded, store: StudySource, loader: LoaderConfig | None) -> tuple[Recipe, LoaderConfig]:
     """The recipe, and how to load for it: a checkpoint's card tells the crop, unless `loader` says otherwise.
 
@@ -177,11 +188,16 @@ def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> 
     """Say how many scored subjects the checkpoint was trained on, if any: such a score is not held out."""
     if not isinstance(model, Loaded):
         return ()
+    origin = model.card.origin
+    began = (f"NOT SURE TO BE HELD OUT: began from {origin}; whom that was trained on is not known.",) if origin else ()
     subjects = {row.subject for row in store.rows if split is None or row.split == split}
-    seen = sum(model.card.saw(subject) for subject in subjects)
+    if not model.card.subjects:
+        return began or ("NOT CHECKED TO BE HELD OUT: the checkpoint's card does not say whom it was trained on.",)
+    seen = model.card.count_seen(subjects)
     if not seen:
-        return ()
-    return (f"NOT HELD OUT: {seen} of {len(subjects)} scored subjects were in the checkpoint's training data.",)
+        return began
+    note = f"NOT HELD OUT: {seen} of {len(subjects)} scored subjects were in the checkpoint's training data."
+    return (*began, note)
 
 
 def is_simulated(store: StudySource, split: str | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoglot.tasks.metrics import auroc
+from tomoglot.tasks.metrics import Metric, auroc
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -134,7 +134,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def macro_auroc(
     scores: NDArray[np.floating], labels: NDArray[np.floating], labelled: NDArray[np.bool_] | None = None
 ) -> Statistic:
-    """The mean AUROC over findings as a statistic. All arrays are (rows, findings).
+    """The mean AUROC over findings as a statistic. All arrays are (rows, findings)."""
+    return macro_of(auroc, scores, labels, labelled)
+
+
+def macro_of(
+    metric: Metric,
+    scores: NDArray[np.floating],
+    labels: NDArray[np.floating],
+    labelled: NDArray[np.bool_] | None = None,
+) -> Statistic:
+    """The mean of a metric over findings as a statistic. All arrays are (rows, findings).
 
     A draw that lacks one of the two classes for a finding leaves that finding out of its mean: the mean is then over
     the findings that the draw can score. A draw that can score none gives NaN.
@@ -145,7 +155,7 @@ def macro_auroc(
         columns = []
         for finding in range(scores.shape[1]):
             rows = known[:, finding]
-            columns.append(auroc(scores[rows, finding], labels[rows, finding], weights[:, rows]))
+            columns.append(metric(scores[rows, finding], labels[rows, finding], weights[:, rows]))
         table = np.stack(columns, axis=1)
         scored = np.isfinite(table)
         total = np.where(scored, table, 0.0).sum(axis=1)

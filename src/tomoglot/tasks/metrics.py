@@ -42,15 +42,19 @@ def average_precision(scores: Array, labels: Array, weights: NDArray[np.float64]
     return _ratio((precision * present).sum(axis=1), present.sum(axis=1))
 
 
-def balanced_accuracy(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Mean of sensitivity and specificity when a probability of one half or more calls a finding present."""
-    hits, misses, alarms, quiet = _counts(scores, labels, weights)
+def balanced_accuracy(
+    scores: Array, labels: Array, weights: NDArray[np.float64] | None = None, *, threshold: float = 0.5
+) -> NDArray[np.float64]:
+    """Mean of sensitivity and specificity when a probability of `threshold` or more calls a finding present."""
+    hits, misses, alarms, quiet = _counts(scores, labels, weights, threshold=threshold)
     return (_ratio(hits, hits + misses) + _ratio(quiet, quiet + alarms)) / 2
 
 
-def f1(scores: Array, labels: Array, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Harmonic mean of precision and sensitivity at one half; NaN where the draw holds no finding and no call."""
-    hits, misses, alarms, _ = _counts(scores, labels, weights)
+def f1(
+    scores: Array, labels: Array, weights: NDArray[np.float64] | None = None, *, threshold: float = 0.5
+) -> NDArray[np.float64]:
+    """Harmonic mean of precision and sensitivity at `threshold`; NaN where the draw holds no finding and no call."""
+    hits, misses, alarms, _ = _counts(scores, labels, weights, threshold=threshold)
     return _ratio(2 * hits, 2 * hits + misses + alarms)
 
 
@@ -73,6 +77,43 @@ def calibration_error(
     # Within a bin the weights cancel: rows x |mean probability - share| is |sum of (probability - label)|.
     gaps = np.abs((drawn * (scores - labels)) @ members)
     return _ratio(gaps.sum(axis=1), drawn.sum(axis=1))
+
+
+def class_balanced_accuracy(
+    called: NDArray[np.integer], true: NDArray[np.integer], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Mean over the classes that a draw holds of the share of their rows that were called right.
+
+    `called` and `true` are the numbers of the classes, (rows,); so in the next one.
+    """
+    return _over_classes(lambda given, truth: _counts(given, truth, weights, threshold=0.5)[:2], called, true)
+
+
+def class_f1(
+    called: NDArray[np.integer], true: NDArray[np.integer], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Mean over classes of F1, each class against the rest; a class that a draw neither holds nor calls has no say."""
+
+    def parts(given: Array, truth: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        hits, misses, alarms, _ = _counts(given, truth, weights, threshold=0.5)
+        return hits, (misses + alarms) / 2
+
+    return _over_classes(parts, called, true)
+
+
+def best_threshold(scores: Array, labels: Array) -> float | None:
+    """The threshold with the highest balanced accuracy, half-way between two scores; None where a class lacks.
+
+    Of equals, the one in the middle. To be chosen on other rows than those that are scored.
+    """
+    truth = np.asarray(labels) > 0.5
+    if truth.all() or not truth.any():
+        return None
+    steps = np.unique(np.asarray(scores, dtype=np.float64))
+    cuts = np.concatenate([[steps[0]], (steps[1:] + steps[:-1]) / 2])
+    reached = np.array([balanced_accuracy(scores, labels, threshold=cut)[0] for cut in cuts])
+    best = np.flatnonzero(reached >= reached.max() - 1e-12)
+    return float(cuts[best[len(best) // 2]])
 
 
 METRICS: Mapping[str, Metric] = {
@@ -109,11 +150,26 @@ def _by_score(
     return np.add.reduceat(present, starts, axis=1), np.add.reduceat(absent, starts, axis=1)
 
 
+def _over_classes(
+    parts: Callable[[Array, Array], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    called: NDArray[np.integer],
+    true: NDArray[np.integer],
+) -> NDArray[np.float64]:
+    """Mean over classes of hits / (hits + the second part), leaving out classes where a draw has neither."""
+    columns = []
+    for label in np.union1d(called, true):
+        hits, others = parts((called == label).astype(np.float64), (true == label).astype(np.float64))
+        columns.append(_ratio(hits, hits + others))
+    table = np.stack(columns, axis=1)
+    scored = np.isfinite(table)
+    return _ratio(np.where(scored, table, 0.0).sum(axis=1), scored.sum(axis=1).astype(np.float64))
+
+
 def _counts(
-    scores: Array, labels: Array, weights: NDArray[np.float64] | None
+    scores: Array, labels: Array, weights: NDArray[np.float64] | None, *, threshold: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     drawn = _weights(weights, len(scores))
-    called, truth = np.asarray(scores) >= 0.5, np.asarray(labels) > 0.5
+    called, truth = np.asarray(scores) >= threshold, np.asarray(labels) > 0.5
     cells = (called & truth, ~called & truth, called & ~truth, ~called & ~truth)
     hits, misses, alarms, quiet = (drawn @ cell.astype(np.float64) for cell in cells)
     return hits, misses, alarms, quiet

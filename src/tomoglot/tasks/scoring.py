@@ -94,22 +94,40 @@ def score_arm(
         at = truth.findings.index(finding)
         rows = truth.labelled[:, at]
         given, labels, subjects = probabilities[rows, at], truth.labels[rows, at], truth.subjects[rows]
-        weights = draw_subjects(subjects, draws=draws, seed=seed)
-        for name in metrics:
-            value = float(METRICS[name](given, labels, None)[0])
-            bounds = percentile_interval(value, over_draws(_metric_statistic(name, given, labels), weights))
-            if bounds.draws == 0:
-                continue
+        statistics = {name: _metric_statistic(name, given, labels) for name in metrics}
+        scores += score_statistics(
+            finding, statistics, subjects, prevalence=prevalence(labels), arm=arm, draws=draws, seed=seed
+        )
+    return scores
+
+
+def score_statistics(
+    name: str,
+    statistics: Mapping[str, Statistic],
+    subjects: NDArray[np.int64],
+    *,
+    prevalence: float,
+    arm: str = MODEL,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> list[Score]:
+    """One score a metric, over the same drawn subjects; what no draw can score is left out."""
+    weights = draw_subjects(subjects, draws=draws, seed=seed)
+    scores = []
+    for metric, statistic in statistics.items():
+        value = float(statistic(np.ones((1, len(subjects))))[0])
+        bounds = percentile_interval(value, over_draws(statistic, weights))
+        if bounds.draws:
             scores.append(
                 Score(
-                    name=finding,
+                    name=name,
                     value=value,
                     low=bounds.low,
                     high=bounds.high,
                     subjects=len(np.unique(subjects)),
                     studies=len(subjects),
-                    prevalence=prevalence(labels),
-                    metric=name,
+                    prevalence=prevalence,
+                    metric=metric,
                     arm=arm,
                 )
             )

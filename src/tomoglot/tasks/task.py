@@ -1,25 +1,127 @@
-"""What crosses from tasks to the report: scores that cannot be bare numbers, comparisons, and predictions.
+"""The contract of a task, and what crosses from tasks to the report: scores that cannot be bare numbers.
 
-A score has an interval, the number of subjects behind it and the prevalence; building one without them fails. A task's
-result holds its scores, the paired comparisons with its controls, and what was predicted for each study.
+A task is one file in this room, found by its file name: `VERB`, `Config` and `score` (see `Task`). A score has an
+interval, the number of subjects behind it and the prevalence; building one without them fails. A task's result holds
+its scores, the paired comparisons with its controls, and what was predicted for each study.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import hashlib
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, get_args
 
 from pydantic import Field, FiniteFloat, model_validator
 
+import tomoglot.tasks
 from tomoglot.config import Settings
 from tomoglot.studies.atomic import write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tomoglot.batches.loader import StudySource
+    from tomoglot.checkpoint import Loaded
+    from tomoglot.recipes.recipe import Recipe
+
+Verb = Literal["evaluate", "transfer"]
 
 MODEL = "model"
 SCRATCH = "from scratch"
 IMAGE_REMOVED = "image removed"
 MACRO = "macro"
+NAME_LIMIT = 100
+
+
+class Task(Protocol):
+    """What a task's file holds.
+
+    Attributes:
+        VERB: `evaluate` (nothing is trained) or `transfer` (something is trained on labels).
+        Config: settings that all have defaults, among them `split: str = "test"` ("all" means every study),
+            `controls: bool = True` and `seed: int = 0`; tasks that train on labels also have `label_fraction`.
+    """
+
+    VERB: Verb
+    Config: type[Settings]
+
+    def score(
+        self,
+        model: Recipe | Loaded,
+        store: StudySource,
+        config: Any,
+        *,
+        out: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TaskResult:
+        """Score a recipe or a checkpoint on a store; what is predicted may be written into the folder `out`."""
+        ...
+
+
+def names(verb: str | None = None) -> list[str]:
+    """Tasks, by file name; of one verb only, if it is given. Files are read, not run: one that is broken is listed."""
+    found = (module.name for module in pkgutil.iter_modules(tomoglot.tasks.__path__))
+    verbs = {name: _verb_of(name) for name in found}
+    return sorted(name for name, its in verbs.items() if its is not None and verb in (None, its))
+
+
+def load(name: str, *, verb: str | None = None) -> Task:
+    """The task of a file name, for `verb` if one is given.
+
+    Raises:
+        ValueError: no such task (the nearest is named), or it belongs to the other verb.
+    """
+    if name in names(verb):
+        return cast(Task, importlib.import_module(f"tomoglot.tasks.{name}"))
+    listed = f"`tomoglot {verb}` knows {', '.join(names(verb)) or 'none'}" if verb else f"known: {', '.join(names())}"
+    if name in names():
+        raise ValueError(f"{name} is a task of `tomoglot {_verb_of(name)}`; {listed}")
+    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+    hint = f"did you mean `tomoglot {_verb_of(near[0])} {near[0]}`? " if near else ""
+    raise ValueError(f"there is no task {name!r}; {hint}{listed}")
+
+
+def _verb_of(name: str) -> str | None:
+    """The constant `VERB` of a file in this room, or None where it has none."""
+    source = Path(tomoglot.tasks.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+    found = re.search(r"^VERB\b[^=\n]*=\s*(\S+)", source, flags=re.MULTILINE)
+    if found is None:
+        return None
+    verb = ast.literal_eval(found[1])
+    assert verb in get_args(Verb), f"tasks/{name}.py: VERB is {verb!r}"
+    return str(verb)
+
+
+def side_of(split: str) -> str | None:
+    """A task's `split` as the store is asked for it: None, every study, for "all"."""
+    return None if split == "all" else split
+
+
+def variant_of(config: Settings, *, task: str = "") -> str:
+    """What sets a task's settings apart from its defaults, in a word fit for a file name; "" where nothing does.
+
+    So that the results of two fractions, seeds or splits lie side by side: ``label_fraction_0.1-no_controls``.
+    What the name of the `task` says already (``abnormality-finetune``) is not said again.
+    """
+    shown = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.get_default(call_default_factory=True) or value in task.split("-"):
+            continue
+        if isinstance(value, bool):
+            shown.append(name if value else f"no_{name}")
+        elif isinstance(value, int | float | str):
+            shown.append(f"{name}_{value}")
+        else:
+            shown.append(f"{name}_{hashlib.sha256(repr(value).encode()).hexdigest()[:8]}")
+    text = "-".join(re.sub(r"[^a-z0-9_.]+", "_", part.lower()) for part in shown)
+    return text if len(text) <= NAME_LIMIT else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Score(Settings):
@@ -90,17 +192,26 @@ class Spread(Settings):
 
 
 class Prediction(Settings):
-    """What was said of one study: a probability a finding, and the label where it is known."""
+    """What was said of one study: a probability a finding, and the label where it is known.
+
+    `measures` are what was measured of this study alone, such as `whole/dice`.
+    """
 
     study: str
     probabilities: dict[str, float]
     labels: dict[str, float] = Field(default_factory=dict)
+    measures: dict[str, float] = Field(default_factory=dict)
 
 
 class TaskResult(Settings):
-    """All that a task found. `notes` say in words what the numbers leave out."""
+    """All that a task found. `notes` say in words what the numbers leave out.
+
+    `settings` are those the task ran with, and `variant` is what sets them apart from its defaults (see `under`).
+    """
 
     task: str
+    variant: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
     split: str
     model: str = ""
     simulated: bool = False
@@ -136,9 +247,20 @@ class TaskResult(Settings):
             raise ValueError(f"{self.task}: nothing could be scored; {' '.join(self.notes)}")
         return next((score for score in ours if score.name == MACRO), ours[0])
 
+    def under(self, config: Settings) -> Self:
+        """The same with the settings that the task ran with, which also tell apart where it is saved."""
+        return self.but(
+            settings=config.model_dump(mode="json", serialize_as_any=True), variant=variant_of(config, task=self.task)
+        )
+
+    @property
+    def file_stem(self) -> str:
+        """Name of the result's files: the task, and the variant where there is one."""
+        return re.sub(r"[^a-z0-9_.-]+", "_", "-".join(filter(None, (self.task, self.variant))).lower())
+
     def save(self, folder: Path) -> Path:
-        """Write `<task>.json` and, beside it, `<task>.predictions.jsonl`; return the first. Both are atomic."""
-        return save_result(self, folder / f"{re.sub(r'[^a-z0-9_.-]+', '_', self.task.lower())}.json")
+        """Write `<file_stem>.json` and, beside it, `.predictions.jsonl`; return the first. Both are atomic."""
+        return save_result(self, folder / f"{self.file_stem}.json")
 
 
 def save_result(result: TaskResult, path: Path) -> Path:
