@@ -11,15 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes in signatures are checked while testing. (Settings classes say `-> Self`, which the checker refuses outside a
-# class body, so the hook names the modules whose functions take tensors.)
-CHECKED = [
-    "tomoglot.objectives",
-    "tomoglot.encoders.plain_conv",
-    "tomoglot.encoders.uniformer",
-    "tomoglot.batches.mask",
-]
-install_import_hook(CHECKED, "beartype.beartype")
+# Shapes and types in signatures are checked while testing, in every room that holds tensors.
+CHECKED = [f"tomoglot.{room}" for room in ("batches", "encoders", "objectives", "recipes", "tasks")]
+install_import_hook(CHECKED, "shapes.checked")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
