@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from tomoglot.checkpoint import load_checkpoint
+from tomoglot.demo import DemoConfig
 from tomoglot.store.reader import Store
 from tomoglot.store.writer import write_store
 from tomoglot.studies.phantom import write_cohort
 from tomoglot.studies.source import read_source
 from tomoglot.tasks.embeddings import embed_split, opened
 from tomoglot.tasks.prompts import PROMPTS
-from tomoglot.tasks.zero_shot import embed_prompts, probabilities, study_scores
+from tomoglot.tasks.zero_shot import against_others, embed_prompts, probabilities, study_scores
 
 FINDINGS = ("demyelination", "mass", "infarct", "haemorrhage", "volume_loss", "normal")
 
@@ -36,12 +37,12 @@ def main() -> None:
     real = Store.open(given.work / "real")
     # Another seed than the demo's: these simulated people were never seen.
     cohort = given.work / "normal"
-    write_cohort(cohort, subjects=len(real.rows), seed=1234, spacing_mm=3.0, only="normal")
+    write_cohort(cohort, subjects=len(real.rows), seed=1234, spacing_mm=DemoConfig().simulated_spacing_mm, only="normal")
     write_store(read_source(cohort), given.work / "normal-store", loaded.card.plan)
     normal = Store.open(given.work / "normal-store")
     held_out = Store.open(given.simulated)
 
-    questions = embed_prompts(loaded.recipe, {name: PROMPTS[name] for name in FINDINGS})
+    questions = against_others(embed_prompts(loaded.recipe, {name: PROMPTS[name] for name in FINDINGS}))
     rows, vectors = [], {}
     for kind, store, split in (("real MS", real, None), ("simulated normal", normal, None), ("", held_out, "test")):
         recipe, settings = opened(loaded, store, None)
