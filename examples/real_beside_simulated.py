@@ -37,7 +37,8 @@ def main() -> None:
     real = Store.open(given.work / "real")
     # Another seed than the demo's: these simulated people were never seen.
     cohort = given.work / "normal"
-    write_cohort(cohort, subjects=len(real.rows), seed=1234, spacing_mm=DemoConfig().simulated_spacing_mm, only="normal")
+    spacing_mm = DemoConfig().simulated_spacing_mm
+    write_cohort(cohort, subjects=len(real.rows), seed=1234, spacing_mm=spacing_mm, only="normal")
     write_store(read_source(cohort), given.work / "normal-store", loaded.card.plan)
     normal = Store.open(given.work / "normal-store")
     held_out = Store.open(given.simulated)

@@ -267,7 +267,36 @@ def pretrain(
     settings = settings.set(changes or [])
     with progress_bar("pre-training") as report:
         pretrain_run(settings, store, out, resume=resume, progress=lambda step, total: report(step.number, total))
-    print(f"checkpoint in {out}; next: tomoglot evaluate zero_shot --from {out} --store {store}")
+    print(f"checkpoint in {out}; next: tomoglot transfer abnormality --from {out} --store {store}")
+
+
+@app.command("import")
+def import_weights(
+    weights: Annotated[Path, typer.Argument(help="Released weights: a .pt or .safetensors file.")],
+    store: StoreOption,
+    out: OutOption,
+    encoder: Annotated[str, typer.Option(help="The file's encoder.")] = "uniformer:small",
+    recipe: Annotated[str, typer.Option(help="The recipe whose encoder it becomes.")] = "brainmvp:released",
+    crop: Annotated[
+        str | None, typer.Option(help="Voxels the encoder was trained on: 96. Default: whole fields.")
+    ] = None,
+) -> None:
+    """Released encoder weights into a run folder that every task reads; says what fitted, refuses too little."""
+    from tomoglot.released import import_released
+    from tomoglot.store.reader import Store
+
+    opened = Store.open(store)
+    coverage = import_released(
+        weights,
+        out,
+        sequences=opened.sequences,
+        plan=opened.plan,
+        encoder=encoder,
+        recipe=recipe,
+        crop_voxels=None if crop is None else _three(crop, int),
+    )
+    print(coverage.describe())
+    print(f"written to {out}; next: tomoglot transfer segmentation --from {out} --store {store}")
 
 
 @app.command()
@@ -303,6 +332,46 @@ def transfer(
     """Train a task on what a checkpoint has learned and score it on held-out subjects, beside its controls."""
     given = {"mode": mode, "split": split, "label_fraction": label_fraction, "controls": controls}
     _score("transfer", task, run=run, store=store, given=given, changes=changes, out=out)
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Argument(help="A task that trains on labels, for example segmentation.")],
+    store: StoreOption,
+    runs: Annotated[list[str], typer.Option("--run", help="NAME=RUN_FOLDER; all are compared with the first.")],
+    out: OutOption,
+    fractions: Annotated[list[float] | None, typer.Option("--label-fraction", help="Repeatable.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="One training each. Repeatable.")] = None,
+    measure: Annotated[str, typer.Option(help="What is compared of a segmentation: dice, lesion_f1, nsd.")] = "dice",
+    changes: SetOption = None,
+) -> None:
+    """Train a task on several runs and from scratch, at several shares of the labels, and test them in pairs."""
+    from rich.console import Console
+
+    from tomoglot.checkpoint import load_checkpoint
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks.compare import compare_pretraining
+    from tomoglot.tasks.scoreboard import table
+    from tomoglot.tasks.task import load
+
+    pairs = [run.partition("=") for run in runs]
+    if any(not (name and equals and path) for name, equals, path in pairs) or len({p[0] for p in pairs}) < len(pairs):
+        raise ValueError(f"--run wants NAME=RUN_FOLDER with names that differ, got {', '.join(runs)}")
+    config = load(task, verb="transfer").Config().set(changes or [])
+    models = {name: load_checkpoint(Path(path)) for name, _, path in pairs}
+    with progress_bar("training") as report:
+        result = compare_pretraining(
+            models,
+            Store.open(store),
+            task,
+            config,
+            fractions=fractions or [1.0],
+            seeds=seeds or [0],
+            measure=measure,
+            progress=report,
+        )
+    Console().print(table(result))
+    print(f"written to {result.under(config).save(out)}")
 
 
 def _score(

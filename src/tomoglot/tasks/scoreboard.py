@@ -31,9 +31,10 @@ def title(result: TaskResult) -> str:
     return f"{result.task} ({kind}split {result.split}, {result.subjects} subjects, {result.studies} studies)"
 
 
-def table(result: TaskResult, *, metrics: Iterable[str] = ("auroc",)) -> Table:
-    """A rich table of the scores of some metrics, with comparisons and notes below it."""
-    shown = set(metrics)
+def table(result: TaskResult, *, metrics: Iterable[str] | None = None) -> Table:
+    """A rich table of some metrics (None: the first score's, and those compared), with comparisons and notes below."""
+    main = [score.metric for score in result.scores[:1]] + [comparison.metric for comparison in result.comparisons]
+    shown = set(main if metrics is None else metrics)
     drawn = Table(title=title(result), caption="\n".join(_remarks(result)), caption_justify="left")
     for column in COLUMNS:
         drawn.add_column(column, justify="left" if column in COLUMNS[:3] else "right")

@@ -1,0 +1,178 @@
+"""Several pre-trained models on one task, at several shares of the labels: same budget, same subjects, tested in pairs.
+
+A single fine-tuning says little: what is drawn at its start moves a score as much as pre-training does. So every arm is
+trained once a seed, its score is the mean over seeds, and arms are compared on the same drawn subjects. The interval
+covers which subjects were scored; the values of single seeds stand beside it and show what training itself varies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoglot.batches.loader import StudySource
+from tomoglot.checkpoint import Loaded
+from tomoglot.config import Settings
+from tomoglot.recipes.recipe import Recipe
+from tomoglot.tasks.embeddings import from_scratch, is_simulated
+from tomoglot.tasks.intervals import DRAWS, Statistic, holm, interval, macro_auroc, paired_test
+from tomoglot.tasks.regions import mean_statistic
+from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, TaskResult, load
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trained:
+    """One arm at one share of the labels: the values of the seeds, and their mean as a statistic of the subjects."""
+
+    arm: str
+    fraction: float
+    values: tuple[float, ...]
+    statistic: Statistic
+    subjects: NDArray[np.generic]
+    prevalence: float
+
+
+def compare_pretraining(
+    models: Mapping[str, Recipe | Loaded],
+    store: StudySource,
+    task: str,
+    config: Settings | None = None,
+    *,
+    fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    measure: str = "dice",
+    draws: int = DRAWS,
+    progress: Report | None = None,
+) -> TaskResult:
+    """Score every model, and the first one's network from scratch, at every share of the labels.
+
+    Args:
+        models: a name and a checkpoint each; all are compared with the first, which is also what `from scratch` copies.
+        store: what is learned from and scored.
+        task: one of the verb `transfer`.
+        config: its settings, None for the defaults; `seed`, `label_fraction` and `controls` are set here.
+        fractions: shares of the training subjects that keep their labels.
+        seeds: one training each. Subjects that keep labels differ from seed to seed too.
+        measure: what is averaged where the task measures studies one by one, such as `dice`; AUROC elsewhere.
+        draws: of the bootstrap.
+        progress: told how many trainings are done.
+
+    Raises:
+        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`.
+    """
+    if not (models and fractions and seeds):
+        raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    found_task = load(task, verb="transfer")
+    config = found_task.Config() if config is None else config
+    first = next(iter(models.values()))
+    start = first.recipe if isinstance(first, Loaded) else first
+    names = (*models, SCRATCH)
+    total, done = len(names) * len(fractions) * len(seeds), 0
+    rows: list[_Trained] = []
+    for fraction in fractions:
+        for name in names:
+            found = []
+            for seed in seeds:
+                model = from_scratch(start, seed=seed) if name == SCRATCH else models[name]
+                job = config.but(seed=seed, label_fraction=fraction, controls=False)
+                found.append(found_task.score(model, store, job).predictions)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            rows.append(_trained(name, fraction, found, store, measure))
+    split = str(getattr(config, "split", "test"))
+    return TaskResult(
+        task=f"compare-{task}",
+        split=split,
+        model=", ".join(models),
+        simulated=is_simulated(store, split),
+        subjects=len(np.unique(rows[0].subjects)),
+        studies=len(rows[0].subjects),
+        scores=tuple(_score(row, measure, draws) for row in rows),
+        comparisons=_compare(rows, names[0], measure, draws),
+        notes=tuple(_seed_note(row, seeds) for row in rows),
+    )
+
+
+def _trained(
+    arm: str, fraction: float, found: Sequence[tuple[Prediction, ...]], store: StudySource, measure: str
+) -> _Trained:
+    """The mean over seeds of a macro score; every seed scored the same studies."""
+    people = {row.key: row.subject for row in store.rows}
+    studies = [prediction.study for prediction in found[0]]
+    assert all([p.study for p in predictions] == studies for predictions in found), "seeds scored other studies"
+    statistics = [_statistic(predictions, measure) for predictions in found]
+    subjects = np.unique([people[study] for study in studies], return_inverse=True)[1]
+    everybody = np.ones((1, len(studies)))
+    positive = [np.mean([p.labels.get(name, 0.0) for p in found[0]]) for name in sorted(found[0][0].labels)]
+    return _Trained(
+        arm=arm,
+        fraction=fraction,
+        values=tuple(float(statistic(everybody)[0]) for statistic in statistics),
+        statistic=lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0),
+        subjects=subjects,
+        prevalence=float(np.mean(positive)) if positive else 0.0,
+    )
+
+
+def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:
+    """Mean over regions of the mean measure where there are measures, else the macro AUROC of the probabilities."""
+    names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == measure})
+    if names:
+        return mean_statistic(np.array([[p.measures.get(name, np.nan) for name in names] for p in predictions]))
+    findings = sorted({name for p in predictions for name in p.probabilities})
+    given = np.array([[p.probabilities.get(name, np.nan) for name in findings] for p in predictions])
+    labels = np.array([[p.labels.get(name, 0.0) for name in findings] for p in predictions])
+    known = np.array([[name in p.labels for name in findings] for p in predictions])
+    return macro_auroc(given, labels, known)
+
+
+def _title(row: _Trained) -> str:
+    return f"macro, {100 * row.fraction:g} % of the labels"
+
+
+def _score(row: _Trained, measure: str, draws: int) -> Score:
+    bounds = interval(row.statistic, row.subjects, draws=draws)
+    return Score(
+        name=_title(row),
+        value=bounds.value,
+        low=bounds.low,
+        high=bounds.high,
+        subjects=len(np.unique(row.subjects)),
+        prevalence=row.prevalence,
+        metric=measure,
+        arm=row.arm,
+        studies=len(row.subjects),
+    )
+
+
+def _compare(rows: Sequence[_Trained], ours: str, measure: str, draws: int) -> tuple[Comparison, ...]:
+    """The first model minus every other arm at the same share of the labels; Holm over all of them."""
+    own = {row.fraction: row for row in rows if row.arm == ours}
+    others = [row for row in rows if row.arm != ours]
+    tests = [paired_test(own[row.fraction].statistic, row.statistic, row.subjects, draws=draws) for row in others]
+    corrected = holm([test.p for test in tests])
+    return tuple(
+        Comparison(
+            name=_title(row),
+            against=row.arm,
+            value=test.value,
+            low=test.low,
+            high=test.high,
+            p=test.p,
+            p_holm=p,
+            subjects=len(np.unique(row.subjects)),
+            metric=measure,
+        )
+        for row, test, p in zip(others, tests, corrected, strict=True)
+    )
+
+
+def _seed_note(row: _Trained, seeds: Sequence[int]) -> str:
+    each = ", ".join(f"{value:.3f}" for value in row.values)
+    return f"{row.arm}, {100 * row.fraction:g} % of the labels: {each} (seeds {', '.join(map(str, seeds))})."

@@ -1,0 +1,127 @@
+"""Several models on one task: mean over seeds, paired by subject, corrected, and from scratch beside them."""
+
+import types
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from tomoglot.batches.batch import Batch
+from tomoglot.config import Settings
+from tomoglot.recipes.recipe import Recipe
+from tomoglot.tasks import compare
+from tomoglot.tasks.compare import compare_pretraining
+from tomoglot.tasks.task import SCRATCH, Prediction, TaskResult
+
+STUDIES = 60
+
+
+class Config(Settings):
+    split: str = "test"
+    controls: bool = True
+    seed: int = 0
+    label_fraction: float = Field(1.0, gt=0, le=1)
+
+
+class Quality(Recipe):
+    """Stands for a model: how well it does, whatever it is trained on."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def losses(self, batch: Batch, *, progress: float) -> dict[str, Any]:
+        raise AssertionError("nothing is trained here")
+
+    def encode(self, batch: Batch) -> Any:
+        raise AssertionError("nothing is read here")
+
+
+class Stub:
+    """A task whose scores are the model's quality, the labels' share and noise of study and seed."""
+
+    Config = Config
+    asked: ClassVar[list[Config]] = []
+
+    @classmethod
+    def score(cls, model: Quality, store: Any, config: Config) -> TaskResult:
+        cls.asked.append(config)
+        study = np.random.default_rng(0).normal(0, 0.05, (STUDIES, 2))
+        noise = np.random.default_rng(config.seed + 10).normal(0, 0.02, (STUDIES, 2))
+        value = model.value * config.label_fraction**0.2 + study + noise
+        return TaskResult(
+            task="stub",
+            split="test",
+            subjects=STUDIES,
+            studies=STUDIES,
+            predictions=tuple(
+                Prediction(
+                    study=f"k{n}",
+                    probabilities={},
+                    labels={"a": 1.0, "b": float(n % 2)},
+                    # A region that the study lacks in truth is not measured.
+                    measures={"a/dice": value[n, 0]} | ({"b/dice": value[n, 1]} if n % 2 else {}),
+                )
+                for n in range(STUDIES)
+            ),
+        )
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Any:
+    Stub.asked = []
+    monkeypatch.setattr(compare, "load", lambda task, verb: Stub)
+    monkeypatch.setattr(compare, "from_scratch", lambda start, seed: Quality(0.3))
+    monkeypatch.setattr(compare, "is_simulated", lambda store, split: True)
+    # Two studies a subject.
+    rows = [types.SimpleNamespace(key=f"k{n}", subject=f"s{n // 2}", split="test") for n in range(STUDIES)]
+    return types.SimpleNamespace(rows=rows)
+
+
+def test_every_arm_is_trained_once_a_seed_and_share_without_controls(store: Any) -> None:
+    told: list[tuple[int, int]] = []
+    result = compare_pretraining(
+        {"good": Quality(0.6), "bad": Quality(0.4)},
+        store,
+        "stub",
+        fractions=(0.1, 1.0),
+        seeds=(0, 1),
+        draws=200,
+        progress=lambda *at: told.append(at),
+    )
+    assert told == [(n, 12) for n in range(1, 13)]
+    assert not any(config.controls for config in Stub.asked)
+    assert {(c.seed, c.label_fraction) for c in Stub.asked} == {(0, 0.1), (1, 0.1), (0, 1.0), (1, 1.0)}
+    assert [(s.arm, s.name) for s in result.scores[:3]] == [
+        (arm, "macro, 10 % of the labels") for arm in ("good", "bad", SCRATCH)
+    ]
+    assert result.simulated and result.subjects == STUDIES // 2 and result.studies == STUDIES
+
+
+def test_the_score_is_the_mean_over_seeds_of_the_mean_over_regions_of_studies_that_have_them(store: Any) -> None:
+    result = compare_pretraining({"good": Quality(0.6)}, store, "stub", seeds=(0, 1), draws=200)
+    by_hand = []
+    for seed in (0, 1):
+        found = Stub.score(Quality(0.6), store, Config(seed=seed)).predictions
+        regions = [[p.measures[n] for p in found if n in p.measures] for n in ("a/dice", "b/dice")]
+        by_hand.append(np.mean([np.mean(values) for values in regions]))
+    assert result.scores[0].value == pytest.approx(np.mean(by_hand))
+    assert result.notes[0] == (f"good, 100 % of the labels: {by_hand[0]:.3f}, {by_hand[1]:.3f} (seeds 0, 1).")
+    assert result.scores[0].low < result.scores[0].value < result.scores[0].high
+
+
+def test_differences_are_paired_and_corrected(store: Any) -> None:
+    """Noise of a study is common to both arms: unpaired, 0.02 between them would drown in it."""
+    models = {"good": Quality(0.60), "twin": Quality(0.60), "worse": Quality(0.58)}
+    result = compare_pretraining(models, store, "stub", seeds=(0, 1), draws=500)
+    against = {comparison.against: comparison for comparison in result.comparisons}
+    assert set(against) == {"twin", "worse", SCRATCH}
+    assert against["worse"].low > 0 and against["worse"].value == pytest.approx(0.02, abs=1e-9)
+    assert against["twin"].value == 0 and against["twin"].p_holm == 1
+    assert all(comparison.p_holm >= comparison.p for comparison in result.comparisons)
+
+
+def test_nothing_to_compare_is_refused(store: Any) -> None:
+    with pytest.raises(ValueError, match="at least one model"):
+        compare_pretraining({}, store, "stub")
