@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -92,8 +93,9 @@ def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
         return TaskResult(task=f"abnormality-{config.mode}", split=config.split, subjects=0, studies=0)
 
     monkeypatch.setattr(abnormality, "score", score)
-    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path: None)
-    monkeypatch.setattr(Store, "open", lambda path: None)
+    trained = SimpleNamespace(card=SimpleNamespace(store_digest="of the run's own store"))
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path: trained)
+    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(digest="of the run's own store"))
     begin = ["transfer", "abnormality", "--from", str(tmp_path), "--store", "s"]
     assert CliRunner().invoke(cli.app, begin).exit_code == 0
     more = ["--mode", "finetune", "--label-fraction", "0.1", "--split", "holdout", "--no-controls"]
@@ -104,6 +106,11 @@ def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
     assert asked[0][1] is None and asked[1][1] is not None and asked[1][1].name.startswith("abnormality-mode_finetune")
     assert (tmp_path / "results" / "abnormality-probe.json").exists()
     assert [path.name for path in (tmp_path / "o").glob("abnormality-finetune-*label_fraction_0.1*.json")]
+
+    # Scores on other data never take the place of the run's own.
+    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(digest="0123456789abcdef"))
+    assert CliRunner().invoke(cli.app, begin).exit_code == 0
+    assert (tmp_path / "results" / "store-0123456789ab" / "abnormality-probe.json").exists()
 
     class Narrow(Settings):
         split: str = "test"

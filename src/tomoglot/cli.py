@@ -403,11 +403,15 @@ def _score(
 
     # What a task predicts is written only where a folder was named, and never over that of other settings.
     written = None if out is None else out / "-".join(filter(None, (task, variant_of(config))))
+    loaded, opened = load_checkpoint(run), Store.open(store)
     with progress_bar(task) as report:
-        result = found.score(load_checkpoint(run), Store.open(store), config, out=written, progress=report)
+        result = found.score(loaded, opened, config, out=written, progress=report)
     result = result.under(config)
     Console().print(table(result))
-    print(f"written to {result.save(out or run / 'results')}")
+    # Scores on other data than the run's own have a folder of their own, and are not drawn on the run's page.
+    own = loaded.card.store_digest in ("", opened.digest)
+    folder = run / "results" if own else run / "results" / f"store-{opened.digest[:12]}"
+    print(f"written to {result.save(out or folder)}")
 
 
 @app.command()
