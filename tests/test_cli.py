@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from tomoglot import cli, demo
-from tomoglot.config import Settings
+from tomoglot.config import Settings, three_numbers
 
 VERBS = {
     "demo": {"out", "subjects", "seed"},
@@ -121,8 +121,8 @@ def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
 
 
 def test_three_numbers_or_one() -> None:
-    assert cli._three("2", float) == (2.0, 2.0, 2.0)
-    assert cli._three("96x112,96", int) == (96, 112, 96)
+    assert three_numbers("2", float) == (2.0, 2.0, 2.0)
+    assert three_numbers("96x112,96", int) == (96, 112, 96)
     done = run("ingest", ".", "--out", "s", "--field", "4,5")
     assert re.search(r"one number or three", done.stderr) or done.returncode == 2
 

@@ -7,12 +7,12 @@ one line on standard error and exit code 2; Ctrl-C leaves with 130 and SIGTERM, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tomoglot.serve.progress import progress_bar
 
 if TYPE_CHECKING:
     from tomoglot.store.plan import Plan
@@ -71,30 +71,6 @@ def _in_one_line(error: Exception) -> str:
     return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in wrong())
 
 
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line each tenth of the work. Yields `report(done, total)`."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            bar = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
-        return
-    told = -1
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        tenth = 10 * done // max(total, 1)
-        if tenth > told:
-            told = tenth
-            print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)
-
-    yield tell
-
-
 @app.command()
 def demo(
     out: OutOption = Path("runs/demo"),
@@ -138,6 +114,7 @@ def phantom(
 
 
 def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None, run: Path | None) -> Plan:
+    from tomoglot.config import three_numbers
     from tomoglot.store.plan import Plan
 
     if run is not None:
@@ -146,23 +123,9 @@ def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None, 
         if spacing_mm or field or changes:
             raise ValueError("--plan-of takes the whole plan of a run: leave out --spacing-mm, --field and --set")
         return load_checkpoint(run).card.plan
-    plan = Plan()
-    if spacing_mm is not None:
-        plan = plan.but(spacing_mm=_three(spacing_mm, float))
-    if field is not None:
-        plan = plan.but(field_voxels=_three(field, int))
-    return plan.set(changes or [])
-
-
-def _three(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """`2` or `2,2,3` to three numbers."""
-    try:
-        parts = [kind(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        parts = []
-    if len(parts) not in (1, 3):
-        raise ValueError(f"wanted one number or three with commas, got {text!r}")
-    return tuple(parts * 3 if len(parts) == 1 else parts)
+    sizes: dict[str, Any] = {} if spacing_mm is None else {"spacing_mm": three_numbers(spacing_mm, float)}
+    sizes |= {} if field is None else {"field_voxels": three_numbers(field, int)}
+    return Plan(**sizes).set(changes or [])
 
 
 @app.command()
@@ -227,8 +190,7 @@ def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it 
     from tomoglot.store.reader import Store
 
     opened = Store.open(store)
-    for block in describe(summarise(opened), opened.sequences):
-        Console().print(block)
+    Console().print(*describe(summarise(opened), opened.sequences), sep="\n")
     if png is not None:
         draw(opened, png)
         print(f"drawn in {png}")
@@ -282,6 +244,7 @@ def import_weights(
     ] = None,
 ) -> None:
     """Released encoder weights into a run folder that every task reads; says what fitted, refuses too little."""
+    from tomoglot.config import three_numbers
     from tomoglot.released import import_released
     from tomoglot.store.reader import Store
 
@@ -293,7 +256,7 @@ def import_weights(
         plan=opened.plan,
         encoder=encoder,
         recipe=recipe,
-        crop_voxels=None if crop is None else _three(crop, int),
+        crop_voxels=None if crop is None else three_numbers(crop, int),
     )
     print(coverage.describe())
     print(f"written to {out}; next: tomoglot transfer segmentation --from {out} --store {store}")
@@ -406,8 +369,7 @@ def _score(
     loaded, opened = load_checkpoint(run), Store.open(store)
     with progress_bar(task) as report:
         result = found.score(loaded, opened, config, out=written, progress=report)
-    result = result.under(config)
-    Console().print(table(result))
+    Console().print(table(result := result.under(config)))
     # Scores on other data than the run's own have a folder of their own, and are not drawn on the run's page.
     own = loaded.card.store_digest in ("", opened.digest)
     folder = run / "results" if own else run / "results" / f"store-{opened.digest[:12]}"

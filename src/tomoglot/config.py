@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -151,3 +151,18 @@ def _find_class(name: str) -> type[Settings]:
     if not (isinstance(found, type) and issubclass(found, Settings)):
         raise ValueError(f"{name!r} is not a settings class")
     return found
+
+
+def three_numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Read `2`, `2,2,3` or `96x112x96` as three numbers, one for each axis.
+
+    Raises:
+        ValueError: not numbers, or neither one nor three.
+    """
+    try:
+        parts = [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 3):
+        raise ValueError(f"wanted one number or three with commas, got {text!r}")
+    return tuple(parts * 3 if len(parts) == 1 else parts)
