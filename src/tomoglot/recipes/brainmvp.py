@@ -333,10 +333,10 @@ def _rows(features: VisionFeatures, part: int, count: int) -> VisionFeatures:
 def tiny() -> BrainMVP.Config:
     """For a laptop: a convolution encoder of three stages on crops of about 40^3 at 4 mm; minutes on two cores.
 
-    Measured on simulated studies, 200 steps of 8 crops: with templates in both views for the first half they came to
-    correlate 0.21 to 0.45 with the mean images, against 0.11 to 0.30 without, at the same error of either view. What
-    limits them is the noise of their gradients and not the rate: a gain of 3 or 30 changed little but their size. After
-    133 steps of 16 crops they correlate 0.26 to 0.47, each most with its own sequence, and show the ventricles.
+    Measured on simulated studies, 200 steps of 8 crops, one run each: with templates in both views for the first half
+    and no contrast they came to correlate 0.21 to 0.45 with the mean images, against 0.11 to 0.30 without the early
+    phase and with the contrast; the two were not varied one at a time. A gain of 3 or 30 changed little but their
+    size. After 300 steps of 16 crops they show the ventricles and the outline, under much noise: far from mean images.
     """
     return BrainMVP.Config(
         vision=PlainConv.Config(widths=(16, 32, 64), blocks=(0, 1, 1)),
