@@ -125,3 +125,32 @@ def test_differences_are_paired_and_corrected(store: Any) -> None:
 def test_nothing_to_compare_is_refused(store: Any) -> None:
     with pytest.raises(ValueError, match="at least one model"):
         compare_pretraining({}, store, "stub")
+
+
+def test_a_measure_that_the_task_does_not_have_is_refused(store: Any) -> None:
+    with pytest.raises(ValueError, match="'dicee' is none of this task's: dice"):
+        compare_pretraining({"good": Quality(0.6)}, store, "stub", measure="dicee", draws=50)
+
+
+def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never under the name of a measure that it was not."""
+
+    def score(model: Quality, store: Any, config: Config) -> TaskResult:
+        rng = np.random.default_rng(config.seed)
+        labels = [float(n % 3 == 0) for n in range(STUDIES)]
+        given = [float(1 / (1 + np.exp(-(4 * model.value * label + rng.normal())))) for label in labels]
+        predictions = tuple(
+            Prediction(study=f"k{n}", probabilities={"mass": p}, labels={"mass": label})
+            for n, (p, label) in enumerate(zip(given, labels, strict=True))
+        )
+        return TaskResult(task="stub", split="test", subjects=1, studies=STUDIES, predictions=predictions)
+
+    monkeypatch.setattr(Stub, "score", score)
+    result = compare_pretraining({"good": Quality(0.9)}, store, "stub", draws=200)
+    assert {row.metric for row in (*result.scores, *result.comparisons)} == {"auroc"}
+    found = score(Quality(0.9), store, Config()).predictions
+    sick = np.array([p.probabilities["mass"] for p in found if p.labels["mass"]])
+    well = np.array([p.probabilities["mass"] for p in found if not p.labels["mass"]])
+    assert result.scores[0].value == pytest.approx((sick[:, None] > well[None]).mean())

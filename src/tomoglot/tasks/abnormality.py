@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,7 @@ from tomoglot.tasks.scoring import (
     Truth,
     compare_with_controls,
     list_predictions,
+    read_studies,
     score_arm,
     truth_of,
     unscored_note,
@@ -311,21 +312,8 @@ def predict_split(
     net: AbnormalityNet, store: StudySource, *, split: str | None, loader: LoaderConfig, remove_image: bool = False
 ) -> tuple[NDArray[np.float64], Truth]:
     """Probabilities (n, f) of a fine-tuned net, and what is known of the studies."""
-    given, known = [], []
-    with torch.inference_mode():
-        for batch in Loader(store, loader.but(sequences=net.recipe.sequences), split=split, train=False):
-            shown = replace(batch, volumes=torch.zeros_like(batch.volumes)) if remove_image else batch
-            given.append(net(shown).sigmoid().double().numpy())
-            known.append((batch.labels.numpy(), batch.labelled.numpy(), batch.subjects.numpy(), batch.studies))
-    labels, labelled, subjects, studies = zip(*known, strict=True)
-    truth = Truth(
-        labels=np.concatenate(labels),
-        labelled=np.concatenate(labelled),
-        subjects=np.concatenate(subjects),
-        findings=net.findings,
-        studies=tuple(study for part in studies for study in part),
-    )
-    return np.concatenate(given), truth
+    batches = Loader(store, loader.but(sequences=net.recipe.sequences), split=split, train=False)
+    return read_studies(batches, lambda batch: net(batch).sigmoid(), findings=net.findings, blind=remove_image)
 
 
 def _finetuned(recipe: Recipe, store: StudySource, config: Config, loader: LoaderConfig) -> TaskResult:

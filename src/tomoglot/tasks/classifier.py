@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
 from tomoglot.encoders.vision import VisionEncoder
-from tomoglot.encoders.weights import Adaptation, Coverage, load_weights
+from tomoglot.encoders.weights import Adaptation, Coverage
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
+from tomoglot.tasks.channels import channel_settings, load_channels
 from tomoglot.tasks.embeddings import Progress, pool_acquired
-from tomoglot.tasks.scoring import Truth
+from tomoglot.tasks.scoring import Truth, read_studies
 from tomoglot.tasks.segmenter import StandIn, zeros
 from tomoglot.training import TrainState, train
 from tomoglot.types import Scalar
@@ -104,19 +105,11 @@ def channel_encoder(
     Raises:
         ValueError: the encoder does not fit, cannot be built anew, or there is one a sequence and none was chosen.
     """
-    if how == "sequence" and from_sequence is None:
-        from_sequence = sequences[0]
-    source = recipe.backbone(from_sequence)
-    settings = getattr(source, "config", None)
-    if not isinstance(settings, VisionEncoder.Config):
-        raise ValueError(f"{type(source).__name__} keeps no `config`: it cannot be built for {len(sequences)} channels")
+    source, settings = channel_settings(recipe, sequences, how=how, from_sequence=from_sequence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = settings.but(in_channels=len(sequences)).build()
-    if not pretrained:
-        return encoder, None
-    each = [recipe.backbone(name).state_dict() for name in sequences] if how == "sequence" else []
-    return encoder, load_weights(encoder, source.state_dict(), adapt=how, sources=each)
+        encoder = settings.build()
+    return encoder, load_channels(encoder, source, recipe, sequences, how=how) if pretrained else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +190,9 @@ def read_split(
 
     `blind` removes the image: volumes are zeros and what was acquired stays known.
     """
-    given, known = [], []
-    with torch.inference_mode():
-        for batch in reading.batches(split=split):
-            shown = replace(batch, volumes=torch.zeros_like(batch.volumes)) if blind else batch
-            given.append(what(shown.to(device)).double().cpu().numpy())
-            known.append((batch.labels.numpy(), batch.labelled.numpy(), batch.subjects.numpy(), batch.studies))
-    labels, labelled, subjects, studies = zip(*known, strict=True)
-    truth = Truth(
-        labels=np.concatenate(labels),
-        labelled=np.concatenate(labelled),
-        subjects=np.concatenate(subjects),
+    return read_studies(
+        reading.batches(split=split),
+        lambda batch: what(batch.to(device)),
         findings=reading.findings,
-        studies=tuple(study for part in studies for study in part),
+        blind=blind,
     )
-    return np.concatenate(given), truth

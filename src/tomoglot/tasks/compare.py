@@ -18,8 +18,9 @@ from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import from_scratch, is_simulated
-from tomoglot.tasks.intervals import DRAWS, Statistic, holm, interval, macro_auroc, paired_test
+from tomoglot.tasks.intervals import DRAWS, Statistic, interval, macro_auroc, paired_test
 from tomoglot.tasks.regions import mean_statistic
+from tomoglot.tasks.scoring import holm_comparisons
 from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, TaskResult, load
 
 Report = Callable[[int, int], None]
@@ -31,6 +32,7 @@ class _Trained:
 
     arm: str
     fraction: float
+    metric: str
     values: tuple[float, ...]
     statistic: Statistic
     subjects: NDArray[np.generic]
@@ -63,7 +65,8 @@ def compare_pretraining(
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`.
+        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`, or
+            `measure` is none of its measures.
     """
     if not (models and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
@@ -72,7 +75,6 @@ def compare_pretraining(
     first = next(iter(models.values()))
     start = first.recipe if isinstance(first, Loaded) else first
     names = (*models, SCRATCH)
-    total, done = len(names) * len(fractions) * len(seeds), 0
     rows: list[_Trained] = []
     for fraction in fractions:
         for name in names:
@@ -81,9 +83,9 @@ def compare_pretraining(
                 model = from_scratch(start, seed=seed) if name == SCRATCH else models[name]
                 job = config.but(seed=seed, label_fraction=fraction, controls=False)
                 found.append(found_task.score(model, store, job).predictions)
-                done += 1
+                _metric(found[-1], measure)  # A wrong name is said after one training, not after all.
                 if progress is not None:
-                    progress(done, total)
+                    progress(len(rows) * len(seeds) + len(found), len(names) * len(fractions) * len(seeds))
             rows.append(_trained(name, fraction, found, store, measure))
     split = str(getattr(config, "split", "test"))
     return TaskResult(
@@ -93,8 +95,8 @@ def compare_pretraining(
         simulated=is_simulated(store, split),
         subjects=len(np.unique(rows[0].subjects)),
         studies=len(rows[0].subjects),
-        scores=tuple(_score(row, measure, draws) for row in rows),
-        comparisons=_compare(rows, names[0], measure, draws),
+        scores=tuple(_score(row, draws) for row in rows),
+        comparisons=_compare(rows, names[0], draws),
         notes=tuple(_seed_note(row, seeds) for row in rows),
     )
 
@@ -106,13 +108,15 @@ def _trained(
     people = {row.key: row.subject for row in store.rows}
     studies = [prediction.study for prediction in found[0]]
     assert all([p.study for p in predictions] == studies for predictions in found), "seeds scored other studies"
-    statistics = [_statistic(predictions, measure) for predictions in found]
+    metric = _metric(found[0], measure)
+    statistics = [_statistic(predictions, metric) for predictions in found]
     subjects = np.unique([people[study] for study in studies], return_inverse=True)[1]
     everybody = np.ones((1, len(studies)))
     positive = [np.mean([p.labels.get(name, 0.0) for p in found[0]]) for name in sorted(found[0][0].labels)]
     return _Trained(
         arm=arm,
         fraction=fraction,
+        metric=metric,
         values=tuple(float(statistic(everybody)[0]) for statistic in statistics),
         statistic=lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0),
         subjects=subjects,
@@ -120,10 +124,22 @@ def _trained(
     )
 
 
-def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:
-    """Mean over regions of the mean measure where there are measures, else the macro AUROC of the probabilities."""
-    names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == measure})
-    if names:
+def _metric(predictions: Sequence[Prediction], measure: str) -> str:
+    """`measure` where the task measures studies one by one, else AUROC: no score may bear another's name.
+
+    Raises:
+        ValueError: the task has measures, and this is none of them.
+    """
+    known = sorted({key.rpartition("/")[2] for p in predictions for key in p.measures})
+    if known and measure not in known:
+        raise ValueError(f"measure {measure!r} is none of this task's: {', '.join(known)}")
+    return measure if known else "auroc"
+
+
+def _statistic(predictions: Sequence[Prediction], metric: str) -> Statistic:
+    """Mean over regions of a measure's mean over studies, or the macro AUROC of the probabilities."""
+    if metric != "auroc":
+        names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == metric})
         return mean_statistic(np.array([[p.measures.get(name, np.nan) for name in names] for p in predictions]))
     findings = sorted({name for p in predictions for name in p.probabilities})
     given = np.array([[p.probabilities.get(name, np.nan) for name in findings] for p in predictions])
@@ -136,7 +152,7 @@ def _title(row: _Trained) -> str:
     return f"macro, {100 * row.fraction:g} % of the labels"
 
 
-def _score(row: _Trained, measure: str, draws: int) -> Score:
+def _score(row: _Trained, draws: int) -> Score:
     bounds = interval(row.statistic, row.subjects, draws=draws)
     return Score(
         name=_title(row),
@@ -145,32 +161,21 @@ def _score(row: _Trained, measure: str, draws: int) -> Score:
         high=bounds.high,
         subjects=len(np.unique(row.subjects)),
         prevalence=row.prevalence,
-        metric=measure,
+        metric=row.metric,
         arm=row.arm,
         studies=len(row.subjects),
     )
 
 
-def _compare(rows: Sequence[_Trained], ours: str, measure: str, draws: int) -> tuple[Comparison, ...]:
+def _compare(rows: Sequence[_Trained], ours: str, draws: int) -> tuple[Comparison, ...]:
     """The first model minus every other arm at the same share of the labels; Holm over all of them."""
     own = {row.fraction: row for row in rows if row.arm == ours}
     others = [row for row in rows if row.arm != ours]
-    tests = [paired_test(own[row.fraction].statistic, row.statistic, row.subjects, draws=draws) for row in others]
-    corrected = holm([test.p for test in tests])
-    return tuple(
-        Comparison(
-            name=_title(row),
-            against=row.arm,
-            value=test.value,
-            low=test.low,
-            high=test.high,
-            p=test.p,
-            p_holm=p,
-            subjects=len(np.unique(row.subjects)),
-            metric=measure,
-        )
-        for row, test, p in zip(others, tests, corrected, strict=True)
-    )
+    tests = []
+    for row in others:
+        test = paired_test(own[row.fraction].statistic, row.statistic, row.subjects, draws=draws)
+        tests.append((_title(row), row.metric, row.arm, len(np.unique(row.subjects)), test))
+    return holm_comparisons(tests)
 
 
 def _seed_note(row: _Trained, seeds: Sequence[int]) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tomoglot.studies.lesion import region_numbers
-from tomoglot.tasks.intervals import DRAWS, Statistic, draw_subjects, holm, over_draws, paired_test, percentile_interval
+from tomoglot.tasks.intervals import DRAWS, Statistic, draw_subjects, over_draws, paired_test, percentile_interval
 from tomoglot.tasks.lesions import LEAST_IOU, score_lesions
+from tomoglot.tasks.scoring import holm_comparisons
 from tomoglot.tasks.surfaces import dice, hd95_mm, nsd, surface_distances_mm
 from tomoglot.tasks.task import MACRO, MODEL, Comparison, Score
 
@@ -219,19 +220,5 @@ def compare_measured(
             subjects = ours.subjects[rows]
             statistics = mean_statistic(mine[rows]), mean_statistic(its[rows])
             test = paired_test(*statistics, subjects, draws=draws, seed=seed)
-            tests.append((name, metric, against, test, len(np.unique(subjects))))
-    corrected = holm([test.p for *_, test, _ in tests])
-    return tuple(
-        Comparison(
-            name=name,
-            against=against,
-            value=test.value,
-            low=test.low,
-            high=test.high,
-            p=test.p,
-            p_holm=p_holm,
-            subjects=count,
-            metric=metric,
-        )
-        for (name, metric, against, test, count), p_holm in zip(tests, corrected, strict=True)
-    )
+            tests.append((name, metric, against, len(np.unique(subjects)), test))
+    return holm_comparisons(tests)

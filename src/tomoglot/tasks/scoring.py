@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from tomoglot.batches.batch import Batch
 from tomoglot.tasks.embeddings import StoreEmbeddings
 from tomoglot.tasks.intervals import (
     DRAWS,
     Interval,
+    PairedTest,
     Statistic,
     draw_subjects,
     holm,
@@ -168,27 +172,61 @@ def compare_with_controls(
     if not truth.scorable:
         return ()
     ours = macro_auroc(model, truth.labels, truth.labelled)
-    tests = {
-        name: paired_test(
-            ours, macro_auroc(other, truth.labels, truth.labelled), truth.subjects, draws=draws, seed=seed
-        )
+    people = len(np.unique(truth.subjects))
+    tests = [
+        (MACRO, "auroc", name, people, paired_test(ours, statistic, truth.subjects, draws=draws, seed=seed))
         for name, other in controls.items()
-    }
-    corrected = holm([test.p for test in tests.values()])
+        for statistic in (macro_auroc(other, truth.labels, truth.labelled),)
+    ]
+    return holm_comparisons(tests)
+
+
+def holm_comparisons(tests: Sequence[tuple[str, str, str, int, PairedTest]]) -> tuple[Comparison, ...]:
+    """Paired tests as comparisons, their p values corrected over all of them by Holm.
+
+    A test is (name, metric, against, subjects, what was found); one that no draw could score is corrected for, and
+    not listed.
+    """
+    corrected = holm([test.p for *_, test in tests])
     return tuple(
         Comparison(
-            name=MACRO,
-            against=name,
+            name=name,
+            against=against,
             value=test.value,
             low=test.low,
             high=test.high,
             p=test.p,
             p_holm=p_holm,
-            subjects=len(np.unique(truth.subjects)),
+            subjects=people,
+            metric=metric,
         )
-        for (name, test), p_holm in zip(tests.items(), corrected, strict=True)
+        for (name, metric, against, people, test), p_holm in zip(tests, corrected, strict=True)
         if test.draws
     )
+
+
+def read_studies(
+    batches: Iterable[Batch], predict: Callable[[Batch], Tensor], *, findings: tuple[str, ...], blind: bool = False
+) -> tuple[NDArray[np.float64], Truth]:
+    """What a network says of every study, in order (n, e), and what is known of them.
+
+    `blind` removes the image: volumes are zeros and what was acquired stays known.
+    """
+    given, known = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            shown = replace(batch, volumes=torch.zeros_like(batch.volumes)) if blind else batch
+            given.append(predict(shown).double().cpu().numpy())
+            known.append((batch.labels.numpy(), batch.labelled.numpy(), batch.subjects.numpy(), batch.studies))
+    labels, labelled, subjects, studies = zip(*known, strict=True)
+    truth = Truth(
+        labels=np.concatenate(labels),
+        labelled=np.concatenate(labelled),
+        subjects=np.concatenate(subjects),
+        findings=findings,
+        studies=tuple(study for part in studies for study in part),
+    )
+    return np.concatenate(given), truth
 
 
 def list_predictions(probabilities: NDArray[np.floating], truth: Truth) -> tuple[Prediction, ...]:

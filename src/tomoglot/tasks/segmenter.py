@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from tomoglot.batches.batch import Batch
 from tomoglot.encoders.skip_decoder import SkipDecoder
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
-from tomoglot.encoders.weights import Adaptation, Coverage, load_weights
+from tomoglot.encoders.weights import Adaptation, Coverage
 from tomoglot.geometry import to_world
 from tomoglot.objectives.overlap import copies_apart, overlap_loss, region_targets
 from tomoglot.recipes.recipe import Recipe
+from tomoglot.tasks.channels import channel_settings, load_channels
 from tomoglot.types import Acquired, Scalar, Volumes
 
 Box = tuple[int, int, int]
@@ -163,19 +164,11 @@ def build_segmenter(
     Raises:
         ValueError: the recipe's encoder does not fit, or has one a sequence and none was chosen.
     """
-    if input_weights == "sequence" and from_sequence is None:
-        from_sequence = sequences[0]
-    source = recipe.backbone(from_sequence)
-    settings = getattr(source, "config", None)
-    if not isinstance(settings, VisionEncoder.Config):
-        raise ValueError(f"{type(source).__name__} keeps no `config`: it cannot be built for {len(sequences)} channels")
+    source, settings = channel_settings(recipe, sequences, how=input_weights, from_sequence=from_sequence)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Segmenter(settings.but(in_channels=len(sequences)).build(), regions, **options)  # type: ignore[arg-type]
-    if not pretrained:
-        return net, None
-    each = [recipe.backbone(name).state_dict() for name in sequences] if input_weights == "sequence" else []
-    return net, load_weights(net.encoder, source.state_dict(), adapt=input_weights, sources=each)
+        net = Segmenter(settings.build(), regions, **options)  # type: ignore[arg-type]
+    return net, load_channels(net.encoder, source, recipe, sequences, how=input_weights) if pretrained else None
 
 
 class LesionCrops:
