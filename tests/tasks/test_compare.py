@@ -154,3 +154,15 @@ def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
     sick = np.array([p.probabilities["mass"] for p in found if p.labels["mass"]])
     well = np.array([p.probabilities["mass"] for p in found if not p.labels["mass"]])
     assert result.scores[0].value == pytest.approx((sick[:, None] > well[None]).mean())
+
+
+def test_studies_of_one_class_are_refused_in_words(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(model: Quality, store: Any, config: Config) -> TaskResult:
+        healthy = tuple(
+            Prediction(study=f"k{n}", probabilities={"mass": 0.5}, labels={"mass": 0.0}) for n in range(STUDIES)
+        )
+        return TaskResult(task="stub", split="test", subjects=1, studies=STUDIES, predictions=healthy)
+
+    monkeypatch.setattr(Stub, "score", score)
+    with pytest.raises(ValueError, match="one class only"):
+        compare_pretraining({"good": Quality(0.9)}, store, "stub", draws=50)

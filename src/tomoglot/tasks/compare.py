@@ -65,8 +65,8 @@ def compare_pretraining(
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`, or
-            `measure` is none of its measures.
+        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`,
+            `measure` is none of its measures, or the scored studies hold one class only.
     """
     if not (models and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
@@ -154,6 +154,11 @@ def _title(row: _Trained) -> str:
 
 def _score(row: _Trained, draws: int) -> Score:
     bounds = interval(row.statistic, row.subjects, draws=draws)
+    if not bounds.draws:
+        raise ValueError(
+            f"{row.metric} cannot be scored on these {len(row.subjects)} studies: they hold no region, or of every "
+            "finding one class only; score another split, or more subjects"
+        )
     return Score(
         name=_title(row),
         value=bounds.value,
