@@ -31,11 +31,24 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Where one slice of a DICOM volume is: a file, or a member of a zip file, and which of its frames."""
+
+    path: Path
+    member: str = ""
+    frame: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One acquisition: what it shows, and the file or folder that holds it."""
+    """One acquisition: what it shows, and the file or folder that holds it.
+
+    A DICOM series lists its `frames` in slice order; a mosaic, which holds a whole volume in one image, is one frame.
+    """
 
     sequence: str
     path: Path
+    frames: tuple[Frame, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
