@@ -1,0 +1,32 @@
+"""The application object, and the options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-training on 3D medical images and the reports written about them. Research use only.",
+)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="A store written by `tomoglot ingest`.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Where to write.")]
+FromOption = Annotated[Path, typer.Option("--from", help="A run folder, or one checkpoint folder in it.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting: schedule.steps=1000. Repeatable.")
+]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Which studies: test (the default), val, train, all.")]
+ControlsOption = Annotated[
+    bool | None,
+    typer.Option("--controls/--no-controls", help="Also score the controls: from scratch, image removed (default)."),
+]
+ResultOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the result and of predicted files (default: the run's results/, no files)."),
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker processes (threads while training).")]
