@@ -118,7 +118,7 @@ def ours_prevalence(result) -> float:
 def test_every_prediction_lies_on_the_grid_of_its_file(learned, store):
     result, out, _ = learned
     rows = [row for row in store.rows if row.split == "test"]
-    assert sorted(path.name for path in out.iterdir()) == sorted(
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == sorted(
         f"{row.key}_{region}.nii.gz" for row in rows for region in ("plaque", "infarct")
     )
     dices = []

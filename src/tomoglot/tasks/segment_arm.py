@@ -20,6 +20,7 @@ from tomoglot.schedule import Schedule
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.tasks.embeddings import Progress
 from tomoglot.tasks.native import write_region
+from tomoglot.tasks.network import NetworkCard, load_network
 from tomoglot.tasks.regions import Measured, Regions, ThresholdChooser, measure_region
 from tomoglot.tasks.segmenter import LesionCrops, Segmenter, build_segmenter, templates_of, zeros
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
@@ -78,12 +79,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Arm:
-    """A trained network, and the threshold of each region."""
+    """A trained network, the threshold of each region, and the network that it goes on from, if any."""
 
     net: Segmenter
     device: torch.device
     thresholds: tuple[float, ...]
     notes: tuple[str, ...]
+    before: NetworkCard | None = None
 
 
 def fit_arm(recipe: Recipe, job: Job, *, pretrained: bool, progress: Progress) -> Arm:
@@ -109,14 +111,19 @@ def fit_arm(recipe: Recipe, job: Job, *, pretrained: bool, progress: Progress) -
         consistency_weight=config.consistency_weight,
         consistency_on=config.consistency_on,
     )
-    seconds = _train(net.to(fabric.device), job, schedule, fabric=fabric, progress=progress)
-    name = MODEL if pretrained else SCRATCH
     came = "nothing was loaded" if coverage is None else f"encoder weights: {coverage.describe()}"
+    before = None
+    if pretrained and config.network is not None:
+        before = load_network(config.network, net, sequences=job.sequences, plan=job.store.plan)
+        came = f"goes on from the trained network {config.network.name}"
+    net.to(fabric.device)
+    seconds = _train(net, job, schedule, fabric=fabric, progress=progress) if config.steps else [0.0]
+    name = MODEL if pretrained else SCRATCH
     notes = (
         f"{name}: {config.steps} steps of {config.batch_size} studies, {np.median(seconds):.3g} s a step, in all "
         f"{sum(seconds):.0f} s on {fabric.device.type}; absent sequences: {filler}; {came}.",
     )
-    arm = Arm(net=net.eval(), device=fabric.device, thresholds=(), notes=notes)
+    arm = Arm(net=net.eval(), device=fabric.device, thresholds=(), notes=notes, before=before)
     return with_thresholds(arm, job, name=name)
 
 
@@ -170,10 +177,12 @@ def with_thresholds(arm: Arm, job: Job, *, name: str = IMAGE_REMOVED, blind: boo
                 chooser.add(probabilities, true)
     chosen = chooser.choose()
     unknown = [region for region, value in zip(job.regions, chosen, strict=True) if value is None]
-    said = ", ".join(f"{region} {value or 0.5:.2f}" for region, value in zip(job.regions, chosen, strict=True))
+    usual = arm.before.thresholds if arm.before is not None else (0.5,) * len(chosen)
+    thresholds = tuple(usual[at] if value is None else value for at, value in enumerate(chosen))
+    said = ", ".join(f"{region} {value:.2f}" for region, value in zip(job.regions, thresholds, strict=True))
     note = f"{name}: thresholds from the val split: {said}"
     note += f" (not chosen but set, since val lacks them: {', '.join(unknown)})." if unknown else "."
-    return replace(arm, thresholds=tuple(value or 0.5 for value in chosen), notes=(*arm.notes, note))
+    return replace(arm, thresholds=thresholds, notes=(*arm.notes, note))
 
 
 def measure_arm(
