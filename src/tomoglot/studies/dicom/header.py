@@ -20,6 +20,7 @@ class Header:
     series_uid: str
     sop_uid: str
     accession: str = ""
+    names: tuple[str, ...] = ()  # of people in the header, as DICOM writes them: "Doe^Jane"
     study_date: str = ""
 
     where: Frame
@@ -42,12 +43,15 @@ class Header:
     slice_step_mm: float | None = None  # Spacing Between Slices
     tilt_deg: float | None = None
     mosaic_tiles: int | None = None  # Siemens: number of images in the mosaic
+    slice_normal: tuple[float, float, float] | None = None  # LPS, the way slices of a mosaic run (Siemens CSA header)
 
     bits_allocated: int = 0
     bits_stored: int = 0
+    high_bit: int | None = None
     signed: bool = False
     samples: int = 1
     photometric: str = ""
     slope: float | None = None
     intercept: float | None = None
+    rescale_type: str = ""
     padding: tuple[float, float] | None = None  # lowest and highest stored value that means "no data"
