@@ -2,7 +2,7 @@
 
 import pytest
 
-from tomoglot.studies.sequence import KNOWN_SEQUENCES, canonical_sequence, sequence_in_file_name
+from tomoglot.studies.sequence import KNOWN_SEQUENCES, base_sequence, canonical_sequence, sequence_in_file_name
 from tomoglot.studies.study import Rejected
 
 
@@ -13,6 +13,8 @@ from tomoglot.studies.study import Rejected
         ("MPRAGE", "t1w"),
         ("T2W", "t2w"), ("T2-FLAIR", "flair"), ("flair", "flair"), ("T2starw", "t2s"), ("T2*", "t2s"), ("PDw", "pd"),
         ("ADC map", "adc"), ("DWI", "dwi"), ("my_Sequence2", "my_sequence2"), ("inphase-1", "inphase_1"),
+        ("InPhase", "in_phase"), ("out-of-phase", "out_of_phase"), ("Portal Venous", "portal_venous"), ("TOF", "mra"),
+        ("CTA", "ct_angiography"), ("CECT", "ct_contrast"), ("fMRI", "bold"), ("DWI-b1000", "dwi_b1000"),
     ],
 )  # fmt: skip
 def test_a_name_has_one_spelling(given, wanted):
@@ -35,3 +37,12 @@ def test_a_file_name_may_tell_the_sequence():
     assert sequence_in_file_name("sub-01_ses-02_FLAIR.nii.gz") == "flair"
     assert sequence_in_file_name("case7-t1ce.nii") == "t1c"
     assert sequence_in_file_name("image.nii.gz") is None
+
+
+def test_a_b_value_and_a_phase_are_parts_of_a_name_that_can_be_left_out():
+    assert [base_sequence(name) for name in ("dwi_b1000", "dwi_b0", "ct_arterial", "ct_angiography")] == [
+        "dwi", "dwi", "ct", "ct",
+    ]  # fmt: skip
+    assert [base_sequence(name) for name in ("dwi", "dwi_bx", "t1c", "arterial", "ct_of_mine")] == [
+        "dwi", "dwi_bx", "t1c", "arterial", "ct_of_mine",
+    ]  # fmt: skip

@@ -6,7 +6,12 @@ import re
 
 from tomoglot.studies.study import Rejected
 
-KNOWN_SEQUENCES = ("t1w", "t1c", "t2w", "flair", "pd", "dwi", "adc", "t2s", "swi", "asl", "ct")
+KNOWN_SEQUENCES = (
+    "t1w", "t1c", "t2w", "flair", "pd", "dwi", "adc", "t2s", "swi", "asl", "ct",
+    "stir", "mra", "perfusion", "bold", "in_phase", "out_of_phase", "dixon_fat",
+    "pre_contrast", "arterial", "portal_venous", "delayed", "hepatobiliary",
+    "ct_contrast", "ct_arterial", "ct_portal_venous", "ct_delayed", "ct_angiography", "ct_perfusion",
+)  # fmt: skip
 
 # Compared without case, spaces, dots, dashes, plus signs and underscores; a star is kept, for T2*.
 _OTHER_NAMES = {
@@ -21,9 +26,28 @@ _OTHER_NAMES = {
     "swi": "swi sw susceptibility",
     "asl": "asl perfusionasl",
     "ct": "ct ncct",
+    "stir": "stir t2stir",
+    "mra": "mra tof tofmra angio mrangiography pcmra cemra",
+    "perfusion": "perfusion perf dsc dce dscperfusion",
+    "bold": "bold fmri",
+    "in_phase": "inphase ip t1ip t1inphase",
+    "out_of_phase": "outofphase outphase oop op opp opposedphase t1oop t1outofphase",
+    "dixon_fat": "dixonfat fatonly",
+    "pre_contrast": "precontrast dynpre",
+    "arterial": "arterial arterialphase lateart latearterial dynart",
+    "portal_venous": "portalvenous portalvenousphase portal venous pvp",
+    "delayed": "delayed delayedphase delay latephase",
+    "hepatobiliary": "hepatobiliary hepatobiliaryphase hbp",
+    "ct_contrast": "ctcontrast cect ctpost",
+    "ct_arterial": "ctarterial ctart",
+    "ct_portal_venous": "ctportalvenous ctportal ctvenous",
+    "ct_delayed": "ctdelayed",
+    "ct_angiography": "ctangiography cta ctpa",
+    "ct_perfusion": "ctperfusion ctp",
 }
 _CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 _SEPARATORS = re.compile(r"[\s._+-]+")
+_WITH_B_VALUE = re.compile(r"dwi_b[0-9]{1,5}")
 _TIDY = re.compile(r"[a-z0-9_]{1,40}")
 
 
@@ -52,6 +76,13 @@ def canonical_sequence(name: str) -> str:
             f"known: {', '.join(KNOWN_SEQUENCES)}",
         )
     return tidy
+
+
+def base_sequence(name: str) -> str:
+    """Our name without b-value or CT phase: `dwi_b1000` is a `dwi`, `ct_arterial` a `ct`; others stay themselves."""
+    if _WITH_B_VALUE.fullmatch(name):
+        return "dwi"
+    return "ct" if name.startswith("ct_") and name in KNOWN_SEQUENCES else name
 
 
 def sequence_in_file_name(file_name: str) -> str | None:
