@@ -36,27 +36,30 @@ _WRITTEN = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "f
 Header: TypeAlias = nibabel.Nifti1Header
 
 
-def read_nifti(path: Path, *, max_bytes: int = 4 * GIB, allow_constant: bool = False) -> Volume:
+def read_nifti(
+    path: Path, *, channel: int | None = None, max_bytes: int = 4 * GIB, allow_constant: bool = False
+) -> Volume:
     """Read one volume from `.nii` or `.nii.gz`, or say why not.
 
     Voxels keep the stored type where the header has no scaling, and are floats where it has one. A fourth axis of
-    one frame is dropped. `allow_constant` is for masks, which may be empty.
+    one frame is dropped; of a longer one, `channel` is read. `allow_constant` is for masks, which may be empty.
 
     Raises:
         Rejected: `absent`, `not-a-file`, `unreadable`, `empty-file`, `not-nifti`, `damaged-gzip`, `truncated`,
             `size-mismatch`, `too-large`, `wrong-dimension`, `unsupported-type`, `bad-scaling`,
-            `unknown-orientation`, `bad-affine`, `bad-spacing`, `non-finite-voxels` or `constant-image`.
+            `unknown-orientation`, `bad-affine`, `bad-spacing`, `non-finite-voxels`, `constant-image` or
+            `no-such-channel`.
     """
     try:
         if not path.exists():
             raise Rejected("absent", f"{path.name}: there is no such file")
         if not path.is_file():
             raise Rejected("not-a-file", f"{path.name}: is a folder or a device, wanted a file")
-        header, data = _read_bytes(path, max_bytes)
+        header, data = _read_bytes(path, channel, max_bytes)
     except OSError as error:
         raise Rejected("unreadable", f"{path.name}: {error.strerror or type(error).__name__}") from error
     affine = _affine(header, path.name)
-    voxels = _voxels(header, data, path.name)
+    voxels = _voxels(header, data, channel, path.name)
     if not allow_constant and voxels.min() == voxels.max():
         raise Rejected("constant-image", f"{path.name}: all {voxels.size} voxels are {voxels.flat[0]:g}")
     return Volume(voxels=voxels, affine=affine)
@@ -89,7 +92,7 @@ def write_nifti(path: Path, volume: Volume, *, description: str = "") -> None:
     atomic.write_bytes(path, data)
 
 
-def _read_bytes(path: Path, max_bytes: int) -> tuple[Header, bytearray]:
+def _read_bytes(path: Path, channel: int | None, max_bytes: int) -> tuple[Header, bytearray]:
     """Header and all bytes of the file, unpacked; sizes are checked before anything of that size is allocated."""
     file_bytes = path.stat().st_size
     if file_bytes == 0:
@@ -99,14 +102,14 @@ def _read_bytes(path: Path, max_bytes: int) -> tuple[Header, bytearray]:
         stream.seek(0)
         if not packed:
             header = _header(stream.read(540), path.name)
-            wanted = _declared_bytes(header, path.name, max_bytes)
+            wanted = _declared_bytes(header, path.name, channel, max_bytes)
             _check_length(file_bytes, wanted, path.name)
             stream.seek(0)
             return header, bytearray(stream.read())
         unpacked = _Unpacked(stream, path.name)
         unpacked.fill(540)
         header = _header(bytes(unpacked.data[:540]), path.name)
-        wanted = _declared_bytes(header, path.name, max_bytes)
+        wanted = _declared_bytes(header, path.name, channel, max_bytes)
         if wanted > file_bytes * _DEFLATE_LIMIT + 1024:
             raise Rejected(
                 "truncated",
@@ -184,9 +187,9 @@ def _header(start: bytes, name: str) -> Header:
     raise Rejected("not-nifti", f"{name}: does not start with a NIfTI header")
 
 
-def _declared_bytes(header: Header, name: str, max_bytes: int) -> int:
+def _declared_bytes(header: Header, name: str, channel: int | None, max_bytes: int) -> int:
     """Bytes that the file must have by its own header; dimensions, type and size are checked on the way."""
-    _shape(header, name)
+    _shape(header, channel, name)
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError):  # a code that nibabel does not know is a KeyError
@@ -219,8 +222,13 @@ def _sizes(header: Header) -> list[int]:
     return dim[1 : dim[0] + 1] if 1 <= dim[0] <= 7 else []
 
 
-def _shape(header: Header, name: str) -> tuple[int, int, int]:
+def _shape(header: Header, channel: int | None, name: str) -> tuple[int, int, int]:
     sizes = _sizes(header)
+    if channel is not None and len(sizes) in (3, 4):
+        present = (*sizes, 1)[3]
+        if not 0 <= channel < present:
+            raise Rejected("no-such-channel", f"{name}: channel {channel}, counted from 0, of {present}")
+        sizes = sizes[:3]
     if len(sizes) < 3 or min(sizes[:3]) < 2 or any(size != 1 for size in sizes[3:]):
         shown = " x ".join(map(str, sizes)) or f"{int(header['dim'][0])} axes"
         raise Rejected("wrong-dimension", f"{name}: {shown}, wanted one volume of three axes of at least 2 voxels")
@@ -257,9 +265,11 @@ def _affine(header: Header, name: str) -> NDArray[np.float64]:
     return affine
 
 
-def _voxels(header: Header, data: bytearray, name: str) -> NDArray[np.generic]:
-    shape, dtype = _shape(header, name), header.get_data_dtype()
-    stored = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=int(header["vox_offset"]))
+def _voxels(header: Header, data: bytearray, channel: int | None, name: str) -> NDArray[np.generic]:
+    shape, dtype = _shape(header, channel, name), header.get_data_dtype()
+    # The fourth axis varies slowest: a channel is one piece of the file.
+    start = int(header["vox_offset"]) + (channel or 0) * math.prod(shape) * dtype.itemsize
+    stored = np.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=start)
     stored = stored.reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
     if dtype.kind == "f" and (bad := int((~np.isfinite(stored)).sum())):
         raise Rejected("non-finite-voxels", f"{name}: {bad} of {stored.size} voxels are NaN or infinite")

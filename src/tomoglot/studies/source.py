@@ -1,17 +1,21 @@
-"""Where studies come from: a table, a BIDS folder or a known public layout, all into the same records."""
+"""Where studies come from: a table, a known layout, a BIDS folder or raw DICOM, all into the same records."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tomoglot.studies.report import read_report
 from tomoglot.studies.split import check_split
-from tomoglot.studies.study import Rejected, Report, Study
+from tomoglot.studies.study import Rejected, Study
+
+if TYPE_CHECKING:
+    from tomoglot.studies.pseudonym import Pseudonyms
+    from tomoglot.studies.report_table import ReportTexts
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TABLE_NAMES = tuple(f"studies{suffix}" for suffix in TABLE_SUFFIXES)
@@ -49,82 +53,92 @@ class Sources:
     rejected: list[RejectedRow]
 
 
-def read_source(path: Path, *, layout: str | None = None, reports: Path | None = None) -> Sources:
-    """Read studies from a table file, a folder with a `studies` table, a BIDS folder or a known public layout.
+def read_source(
+    path: Path,
+    *,
+    layout: str | None = None,
+    reports: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    report_columns: Mapping[str, str] | None = None,
+    report_encoding: str | None = None,
+    pseudonyms: Pseudonyms | Callable[[], Pseudonyms] | None = None,
+    workers: int = 1,
+    resample_tilt: bool = False,
+    subject_from_study: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sources:
+    """Read studies from a table, a folder with a `studies` table, a known layout, a BIDS folder, or raw DICOM.
 
-    `layout` names the layout and skips the search. `reports` adds reports from a folder of `.txt` files (named
-    `<subject>_<study>.txt`, `<study>.txt` or `<subject>.txt`) or from a table with a report column.
+    `layout` names the layout and skips the search. `columns` maps the names in a table of studies to ours. `reports`
+    adds reports from a table or a folder of `.txt` files, joined by accession, study, subject and study, or subject
+    (`report_table`, which takes `report_columns` and `report_encoding`). Raw DICOM is read with `pseudonyms` only
+    (or a call that makes them, where a key shall not be made for nothing); `workers`, `resample_tilt`,
+    `subject_from_study` and `progress` are for it alone (`dicom.read`).
 
     Raises:
-        ValueError: nothing there can be read as studies (what was looked for is said), or a split given by the
-            user puts one subject on two sides.
+        ValueError: nothing there can be read as studies (what was looked for is said), a split given by the user puts
+            one subject on two sides, columns are mapped and there is no table, or DICOM comes without pseudonyms.
     """
     # Each reader builds Sources, so it imports this module: this module reaches back only when asked to read.
-    from tomoglot.studies import bids, layouts, table
+    from tomoglot.studies import bids, layouts, report_table, table
 
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path.name!r} does not exist; give a table of studies or a folder that holds them")
-    found = next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
+    texts = None
+    if reports is not None:
+        texts = report_table.read_reports(Path(reports), columns=report_columns, encoding=report_encoding)
+    is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+    found = path if is_table else next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
+    if columns and (found is None or layout is not None):
+        raise ValueError("columns are mapped, and what is read is no table of studies")
     if layout is not None:
         sources = layouts.read(layout, path)
-    elif path.is_file():
-        sources = table.read_table(path)
     elif found is not None:
-        sources = table.read_table(found)
-    elif bids.matches(path):
-        sources = bids.read_bids(path)
+        sources = table.read_table(found, columns=columns)
     elif (name := layouts.detect(path)) is not None:
         sources = layouts.read(name, path)
+    elif bids.matches(path):
+        sources = bids.read_bids(path)
     else:
-        raise ValueError(
-            f"nothing in {path.name!r} reads as studies: looked for a table ({', '.join(TABLE_NAMES)}), BIDS folders "
-            f"(sub-*/[ses-*/]anat) and the known layouts ({', '.join(layouts.names())}); give the table itself, or "
-            "name the layout"
-        )
-    if reports is not None:
-        sources = _with_reports(sources, Path(reports))
+        how = {"workers": workers, "resample_tilt": resample_tilt, "subject_from_study": subject_from_study}
+        # Reports are joined where the identifiers they name are still at hand.
+        sources, texts = _read_dicom(path, pseudonyms, reports=texts, progress=progress, **how), None
+    if texts is not None:
+        sources = _with_reports(sources, texts)
     check_split((study.subject, study.split) for study in sources.studies if study.split is not None)
     return sources
 
 
-def _with_reports(sources: Sources, reports: Path) -> Sources:
-    texts, rejected = _texts_of(reports)
-    visits = Counter(study.subject for study in sources.studies)
-    names = Counter(study.study for study in sources.studies)
-    studies = []
-    for study in sources.studies:
-        report = _report_of(study, texts, only_visit=visits[study.subject] == 1, only_name=names[study.study] == 1)
-        studies.append(study if study.report is not None or report is None else replace(study, report=report))
-    return Sources(studies=studies, rejected=[*sources.rejected, *rejected])
+def _read_dicom(path: Path, pseudonyms: Pseudonyms | Callable[[], Pseudonyms] | None, **how: Any) -> Sources:
+    from tomoglot.studies import layouts
+
+    can_read = importlib.util.find_spec("pydicom") is not None
+    if can_read:
+        from tomoglot.studies.dicom import read
+    if not can_read or not read.matches(path):
+        raise ValueError(
+            f"nothing in {path.name!r} reads as studies: looked for a table ({', '.join(TABLE_NAMES)}), the known "
+            f"layouts ({', '.join(layouts.names())}), BIDS folders (sub-*/[ses-*/]anat) "
+            + ("and DICOM files" if can_read else "but for no DICOM: that needs pip install 'tomoglot[dicom]'")
+            + "; give the table itself, or name the layout"
+        )
+    if pseudonyms is None:
+        raise ValueError(
+            f"{path.name!r} holds raw DICOM, which names people: give a key file for their pseudonyms (--key FILE, "
+            "made on first use). Keep it: the same key gives the same names"
+        )
+    made = pseudonyms() if callable(pseudonyms) else pseudonyms
+    return read.read_dicom(path, pseudonyms=made, **how)
 
 
-def _report_of(study: Study, texts: Mapping[str, Report], *, only_visit: bool, only_name: bool) -> Report | None:
-    keys = [f"{study.subject}_{study.study}"]
-    # A short name is used only where it can mean one study and no other.
-    keys += [study.study] if only_name else []
-    keys += [study.subject] if only_visit else []
-    return next((texts[key] for key in keys if key in texts), None)
+def _with_reports(sources: Sources, texts: ReportTexts) -> Sources:
+    from tomoglot.studies.report_table import StudyKeys, join
 
-
-def _texts_of(reports: Path) -> tuple[dict[str, Report], Iterable[RejectedRow]]:
-    from tomoglot.studies import table
-
-    if reports.is_file():
-        read = table.read_table(reports)
-        with_report = [study for study in read.studies if study.report is not None]
-        texts = {f"{study.subject}_{study.study}": study.report for study in with_report if study.report}
-        by_subject = {study.subject: study.report for study in with_report if study.report}
-        return by_subject | texts, [row for row in read.rejected if row.reason.startswith(("report", "conflicting"))]
-    if not reports.is_dir():
-        raise ValueError(f"reports: {reports.name!r} does not exist; give a folder of .txt files or a table")
-    found: dict[str, Report] = {}
-    rejected = []
-    for file in sorted(reports.glob("*.txt")):
-        try:
-            found[file.stem] = read_report(file.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError):
-            rejected.append(RejectedRow(file=file.name, reason="report-unreadable", evidence="not readable as UTF-8"))
-    if not found and not rejected:
-        raise ValueError(f"reports: no .txt file in the folder {reports.name!r}")
-    return found, rejected
+    keys = [
+        StudyKeys(subject=study.subject, study=(study.study,), own=study.report, row=(study.subject, study.study))
+        for study in sources.studies
+    ]
+    joined = join(texts, keys)
+    studies = [replace(study, report=report) for study, report in zip(sources.studies, joined.reports, strict=True)]
+    return Sources(studies=studies, rejected=[*sources.rejected, *joined.rejected])

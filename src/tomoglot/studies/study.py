@@ -40,15 +40,36 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stated:
+    """What a data set's own table says of a series, because its files may not: see `stated.read_series`.
+
+    `spacing_mm` is along the file's voxel axes; `orientation` and `position_mm` are DICOM's (directions of the first
+    two axes, centre of the first voxel, LPS). `hounsfield` is the slope and intercept from stored values to Hounsfield
+    units, (1, 0) where the files are said to hold them already.
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    orientation: tuple[float, ...] | None = None
+    position_mm: tuple[float, ...] | None = None
+    hounsfield: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """One acquisition: what it shows, and the file or folder that holds it.
 
     A DICOM series lists its `frames` in slice order; a mosaic, which holds a whole volume in one image, is one frame.
+    `alias` stands for its files in tables, where their names, which may name a person, never stand. `channel` is one
+    volume of a NIfTI file with four axes; `untilt` allows a leaning stack of slices to be resampled.
     """
 
     sequence: str
     path: Path
     frames: tuple[Frame, ...] = ()
+    alias: str = ""
+    channel: int | None = None
+    untilt: bool = False
+    stated: Stated | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -54,11 +54,11 @@ def read_table(path: Path, *, root: Path | None = None, columns: Mapping[str, st
     rejected: list[RejectedRow] = []
     sides: list[tuple[str, str]] = []
     for number, row in enumerate(rows, start=1):
-        subject = _text(row.get("subject"))
+        subject = cell_text(row.get("subject"))
         if subject is None:
             rejected.append(RejectedRow(reason="no-subject", evidence=f"row {number} of {path.name} names no subject"))
             continue
-        study, side = _text(row.get("study")) or subject, _text(row.get("split"))
+        study, side = cell_text(row.get("study")) or subject, cell_text(row.get("split"))
         if side is not None:
             sides.append((subject, side))
         draft = drafts.setdefault((subject, study), _Draft(subject, study, root or path.parent))
@@ -89,8 +89,8 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path.name}: cannot be read as {path.suffix[1:]}: {what}") from None
 
 
-def write_table(rows: Sequence[BaseModel], path: Path, model: type[BaseModel]) -> None:
-    """Write rows to Parquet, atomically; with no rows, the columns of `model` are still there.
+def write_table(rows: Iterable[BaseModel], path: Path, model: type[BaseModel]) -> int:
+    """Write rows to Parquet, atomically, and return how many; with no rows, the columns of `model` are still there.
 
     Field types become column types: text, numbers, booleans, tuples (lists), mappings (maps), nested models
     (structs). A float that is not finite is written as missing. `read_rows` reads them back.
@@ -98,11 +98,16 @@ def write_table(rows: Sequence[BaseModel], path: Path, model: type[BaseModel]) -
     fields = {name: _sql_type(field.annotation) for name, field in model.model_fields.items()}
     spelled = ", ".join(f"{_quoted(name)}: {_literal(kind)}" for name, kind in fields.items())
     with atomic.replacing(path) as part, atomic.scratch(path) as lines:
-        lines.write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
+        count = 0
+        with lines.open("w", encoding="utf-8") as file:
+            for row in rows:
+                count += 1
+                file.write(row.model_dump_json() + "\n")
         with duckdb.connect() as connection:
             source = f"read_json({_literal(str(lines))}, format='newline_delimited', columns={{{spelled}}}"
             source = f"{source}, maximum_object_size={_LONGEST_LINE})"
             connection.execute(f"COPY (SELECT * FROM {source}) TO {_literal(str(part))} (FORMAT parquet)")
+    return count
 
 
 def read_rows(path: Path, model: type[Model]) -> list[Model]:
@@ -133,14 +138,14 @@ class _Draft:
         self._try(self._add_report, row)
         for finding, value in _labels(row).items():
             self._try(self._add_label, finding, value)
-        mask, split, simulated = _text(row.get("mask")), _text(row.get("split")), row.get("simulated")
+        mask, split, simulated = cell_text(row.get("mask")), cell_text(row.get("split")), row.get("simulated")
         if mask is not None:
             self._try(self._keep, "mask", self.root / mask)
-        if _text(row.get("mask_labels")) is not None:
+        if cell_text(row.get("mask_labels")) is not None:
             self._try(self._add_mask_labels, row["mask_labels"])
         if split is not None:
             self.values.setdefault("split", split)
-        if _text(simulated) is not None:
+        if cell_text(simulated) is not None:
             self.values["simulated"] = self.values.get("simulated", False) or _number(simulated) != 0
 
     def built(self) -> Study:
@@ -161,11 +166,11 @@ class _Draft:
             self.rejected.append(RejectedRow.of(error, subject=self.subject, study=self.study))
 
     def _add_series(self, row: Row) -> None:
-        given = _text(row.get("path"))
+        given = cell_text(row.get("path"))
         if given is None:
             return
         path = self.root / given
-        name = _text(row.get("sequence")) or sequence_in_file_name(path.name)
+        name = cell_text(row.get("sequence")) or sequence_in_file_name(path.name)
         if name is None:
             raise Rejected("no-sequence", f"{path.name}: no sequence is given and the file name tells none")
         sequence = canonical_sequence(name)
@@ -176,12 +181,12 @@ class _Draft:
 
     def _add_report(self, row: Row) -> None:
         given = row.get("report")
-        if _text(given) is None:
+        if cell_text(given) is None:
             return
         self._keep("report", _report(str(given), self.root))
 
     def _add_label(self, finding: str, value: Any) -> None:
-        if _text(value) is None:
+        if cell_text(value) is None:
             return
         number = _number(value)
         if not 0 <= number <= 1:
@@ -248,17 +253,17 @@ def _report(given: str, root: Path) -> Report:
 def _labels(row: Row) -> dict[str, Any]:
     labels = {name[len(LABEL_PREFIX) :]: value for name, value in row.items() if name.startswith(LABEL_PREFIX)}
     whole = row.get("labels")
-    if isinstance(whole, str) and _text(whole) is not None:
+    if isinstance(whole, str) and cell_text(whole) is not None:
         try:
             whole = json.loads(whole)
         except json.JSONDecodeError:
             return labels | {"labels": "not JSON"}
     if isinstance(whole, Mapping):
         return labels | {str(name): value for name, value in whole.items()}
-    return labels if _text(whole) is None else labels | {"labels": "not JSON"}
+    return labels if cell_text(whole) is None else labels | {"labels": "not JSON"}
 
 
-def _text(value: Any) -> str | None:
+def cell_text(value: Any) -> str | None:
     """A cell as text, or None where it is missing (empty, NaN, null)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None

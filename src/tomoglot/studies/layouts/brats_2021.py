@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tomoglot.studies.cases import find_cases, read_case
-from tomoglot.studies.source import RejectedRow, Sources
-from tomoglot.studies.study import Study
+from tomoglot.studies.cases import Gathered, add_case, find_cases
+from tomoglot.studies.source import Sources
 
 _CASE = re.compile(r"BraTS2021_\d{5}")
 _SEQUENCES = {"t1": "t1w", "t1ce": "t1c", "t2": "t2w", "flair": "flair"}
@@ -29,19 +28,11 @@ def matches(root: Path) -> bool:
 
 def read(root: Path) -> Sources:
     """Each case folder is one subject with one study."""
-    studies: list[Study] = []
-    rejected: list[RejectedRow] = []
+    gathered = Gathered()
+    masks: dict[str, Path | None] = {}
     for _, folder in find_cases(root, _CASE):
-        files = read_case(folder, separator="_", sequences=_SEQUENCES, mask="seg", subject=folder.name, study=_VISIT)
-        rejected.extend(files.rejected)
-        studies.append(
-            Study(
-                subject=folder.name,
-                study=_VISIT,
-                series=files.series,
-                labels={"mass": 1.0},
-                mask=files.mask,
-                mask_labels=MASK_LABELS,
-            )
-        )
-    return Sources(studies=studies, rejected=rejected)
+        where = folder.name, _VISIT
+        masks[folder.name] = add_case(gathered, folder, separator="_", sequences=_SEQUENCES, mask="seg", where=where)
+    return gathered.sources(
+        lambda subject, _: {"labels": {"mass": 1.0}, "mask": masks[subject], "mask_labels": MASK_LABELS}
+    )

@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tomoglot.studies.cases import find_cases, read_case
-from tomoglot.studies.source import RejectedRow, Sources
-from tomoglot.studies.study import Rejected, Study
+from tomoglot.studies.cases import Gathered, add_case, find_cases
+from tomoglot.studies.source import Sources
+from tomoglot.studies.study import Rejected
 
 _CASE = re.compile(r"BraTS-(GLI|SSA|MEN|MET|PED)-(\d{5})-(\d{3})")
 _YEAR = re.compile(r"brats[^0-9]{0,8}(20\d\d)", flags=re.IGNORECASE)
@@ -44,33 +45,23 @@ def matches(root: Path) -> bool:
 
 def read(root: Path) -> Sources:
     """Each case folder is one study, a time point of its subject."""
-    studies: list[Study] = []
-    rejected: list[RejectedRow] = []
+    gathered = Gathered()
+    masks: dict[tuple[str, str], Path | None] = {}
     for case, folder in find_cases(root, _CASE):
-        kind, time_point = case[1], case[3]
-        subject = f"BraTS-{kind}-{case[2]}"
-        files = read_case(folder, separator="-", sequences=_SEQUENCES, mask="seg", subject=subject, study=time_point)
-        rejected.extend(files.rejected)
-        mask = files.mask
-        if mask is not None:
-            try:
-                _check_year(kind, names=(root.resolve().name, folder.parent.name))
-            except Rejected as error:
-                rejected.append(
-                    RejectedRow.of(error, subject=subject, study=time_point, sequence="mask", file=mask.name)
-                )
-                mask = None
-        studies.append(
-            Study(
-                subject=subject,
-                study=time_point,
-                series=files.series,
-                labels={"mass": 1.0},
-                mask=mask,
-                mask_labels=MASK_LABELS[kind],
-            )
-        )
-    return Sources(studies=studies, rejected=rejected)
+        where = subject, time_point = f"BraTS-{case[1]}-{case[2]}", case[3]
+        mask = add_case(gathered, folder, separator="-", sequences=_SEQUENCES, mask="seg", where=where)
+        try:
+            if mask is not None:
+                _check_year(case[1], names=(root.resolve().name, folder.parent.name))
+            masks[where] = mask
+        except Rejected as error:
+            gathered.refuse(error.reason, error.evidence, mask, subject=subject, study=time_point, sequence="mask")
+
+    def said(*where: str) -> dict[str, Any]:
+        labels = MASK_LABELS[where[0].split("-")[1]]
+        return {"labels": {"mass": 1.0}, "mask": masks.get((where[0], where[1])), "mask_labels": labels}
+
+    return gathered.sources(said)
 
 
 def _check_year(kind: str, *, names: tuple[str, ...]) -> None:

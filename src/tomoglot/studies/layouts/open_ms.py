@@ -13,11 +13,11 @@ left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from tomoglot.studies.source import RejectedRow, Sources
-from tomoglot.studies.study import Series, Study
+from tomoglot.studies.cases import Gathered
+from tomoglot.studies.source import Sources
+from tomoglot.studies.study import Series
 
 _PATIENT = re.compile(r"patient(\d+)")
 _TIMED = re.compile(r"(study\d+)_(T1W|T2W|FLAIR)\.nii(?:\.gz)?")
@@ -32,30 +32,24 @@ def matches(root: Path) -> bool:
 
 def read(root: Path) -> Sources:
     """Each cross-sectional patient is one study with its lesion mask; each longitudinal visit is one without."""
-    studies: list[Study] = []
-    rejected: list[RejectedRow] = []
+    gathered = Gathered()
+    masks: dict[str, Path] = {}
     for number, folder in _patients(root / "cross_sectional" / "MNI"):
-        files = {path.name.partition("_")[0]: path for path in _images(folder)}
-        masks = sorted(folder.glob("GOLD_STANDARD*.nii*"))
-        found = {sequence: files[prefix] for prefix, sequence in _CROSS.items() if prefix in files}
-        studies.append(_study(f"ms-cross-{number}", "study1", found, masks[0] if masks else None))
+        subject = f"ms-cross-{number}"
+        masks.update((subject, path) for path in sorted(folder.glob("GOLD_STANDARD*.nii*"))[:1])
+        for path in _images(folder):
+            if (prefix := path.name.partition("_")[0]) in _CROSS:
+                gathered.add(subject, "study1", Series(sequence=_CROSS[prefix], path=path))
     for number, folder in _patients(root / "longitudinal" / "raw"):
-        visits: dict[str, dict[str, Path]] = {}
         for path in _images(folder):
             if match := _TIMED.fullmatch(path.name):
-                visits.setdefault(match[1], {})[_LONG[match[2]]] = path
+                gathered.add(f"ms-long-{number}", match[1], Series(sequence=_LONG[match[2]], path=path))
             elif not path.name.startswith("gt."):
                 evidence = f"{path.name}: wanted studyK_T1W, studyK_T2W or studyK_FLAIR"
-                where = {"subject": f"ms-long-{number}", "file": path.name}
-                rejected.append(RejectedRow(reason="unknown-file", evidence=evidence, **where))
-        studies.extend(_study(f"ms-long-{number}", visit, visits[visit], None) for visit in sorted(visits))
-    return Sources(studies=studies, rejected=rejected)
-
-
-def _study(subject: str, visit: str, files: Mapping[str, Path], mask: Path | None) -> Study:
-    series = tuple(Series(sequence=sequence, path=path) for sequence, path in sorted(files.items()))
-    labels = {"demyelination": 1.0}
-    return Study(subject=subject, study=visit, series=series, labels=labels, mask=mask, mask_labels={1: "plaque"})
+                gathered.refuse("unknown-file", evidence, path, subject=f"ms-long-{number}")
+    return gathered.sources(
+        lambda subject, _: {"labels": {"demyelination": 1.0}, "mask": masks.get(subject), "mask_labels": {1: "plaque"}}
+    )
 
 
 def _patients(folder: Path) -> list[tuple[str, Path]]:
