@@ -6,21 +6,17 @@ subset of the sequences is worth, what was rejected and why, and the digests tha
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
-import tomoglot
 from tomoglot.checkpoint import RESEARCH_USE
+from tomoglot.serve.page import ACCENT, INK, LINES, MUTED, RULE, Picture, draw, embedded, plain, render
+from tomoglot.serve.subsets import ordered, subsets_picture
 from tomoglot.store.catalogue import query
 from tomoglot.store.reader import Store
 from tomoglot.studies.atomic import write_bytes
@@ -28,19 +24,9 @@ from tomoglot.studies.nifti import read_nifti
 from tomoglot.tasks.scoreboard import cells, compare_text, title
 from tomoglot.tasks.task import MODEL, TaskResult
 
-INK, MUTED, ACCENT, RULE = "#1d2733", "#6b7785", "#1f6f8b", "#d9dfe5"
-LINES = ("#1f6f8b", "#c2703d", "#5b8c5a", "#7a5c99", "#a63d57", "#8a7a3c")
 # A page, not an archive: more rows than this are counted and left out.
 MOST_ROWS = 200
 MOST_REPORTS = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A picture inside the page: a data URI, and what it shows in words."""
-
-    source: Markup
-    words: str
 
 
 def write_report(
@@ -63,16 +49,9 @@ def write_report(
     rows = [] if store is None else store.rows
     simulated = bool(data.get("simulated")) or any(result.simulated for result in results)
     words = _montage_words(simulated)
-    shown = _picture(montage.read_bytes(), words) if montage is not None and montage.is_file() else None
-    environment = Environment(
-        loader=PackageLoader("tomoglot.serve"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
-        version=tomoglot.__version__,
+    shown = embedded(montage.read_bytes(), words) if montage is not None and montage.is_file() else None
+    page = render(
+        "report.html",
         use=RESEARCH_USE,
         simulated=simulated,
         recipe=str(config.get("recipe", {}).get("class", "")).partition(":")[2].removesuffix(".Config"),
@@ -163,8 +142,8 @@ def forest_picture(result: TaskResult) -> Picture | None:
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=len(arms), fontsize=9
     )
-    _plain(axes)
-    return _draw(figure, f"AUROC with 95 % intervals of {', '.join(arms)} for {', '.join(names)}")
+    plain(axes)
+    return draw(figure, f"AUROC with 95 % intervals of {', '.join(arms)} for {', '.join(names)}")
 
 
 def template_picture(folder: Path, *, simulated: bool) -> Picture | None:
@@ -184,19 +163,20 @@ def template_picture(folder: Path, *, simulated: bool) -> Picture | None:
             axes.imshow(middle.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
             axes.set_axis_off()
         grid[0, column].set_title(name, fontsize=9, color=INK)
-    return _draw(
+    return draw(
         figure, f"{'Simulated: l' if simulated else 'L'}earned templates of {', '.join(volumes)}, middle slices"
     )
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
-    subsets = sorted(result.subsets, key=lambda row: (len(row.sequences), row.sequences))
+    subsets = ordered(result.subsets)
     return {
         "title": title(result),
         "simulated": result.simulated,
         "forest": forest_picture(result),
         "rows": [(score.arm == MODEL, cells(score)) for score in result.scores],
         "comparisons": [compare_text(comparison) for comparison in result.comparisons],
+        "matrix": subsets_picture(result),
         "subsets": [(" + ".join(row.sequences), str(row.score), row.score.subjects, row.left_out) for row in subsets],
         "spreads": [(row.name, f"{row.low:.3f} to {row.high:.3f}", row.pairs) for row in result.spreads],
         "notes": result.notes,
@@ -234,8 +214,8 @@ def _curves(name: str, lines: dict[str, tuple[list[int], list[float]]]) -> Pictu
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
-    _plain(axes)
-    return _draw(figure, f"{name} over training steps")
+    plain(axes)
+    return draw(figure, f"{name} over training steps")
 
 
 def _smooth(values: list[float], *, share: float = 0.9) -> list[float]:
@@ -245,25 +225,6 @@ def _smooth(values: list[float], *, share: float = 0.9) -> list[float]:
         mean, weight = share * mean + (1 - share) * value, share * weight + (1 - share)
         smooth.append(mean / weight)
     return smooth
-
-
-def _plain(axes: Any) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(RULE)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-
-
-def _draw(figure: Figure, words: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return _picture(buffer.getvalue(), words)
-
-
-def _picture(png: bytes, words: str) -> Picture:
-    # Markup only because base64 holds no character that HTML reads.
-    return Picture(source=Markup("data:image/png;base64," + base64.b64encode(png).decode()), words=words)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

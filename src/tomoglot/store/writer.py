@@ -23,8 +23,10 @@ from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
 from tomoglot.store.conform import Conformed, conform
 from tomoglot.store.plan import Plan
 from tomoglot.studies.atomic import flush_tree, write_bytes
+from tomoglot.studies.cluster import each_anywhere
 from tomoglot.studies.curate import AcceptedRow, Examined, examine
-from tomoglot.studies.pool import WorkerDied, each
+from tomoglot.studies.journal import reading, stamps
+from tomoglot.studies.pool import WorkerDied
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.split import check_split, split_digest, split_subjects
 from tomoglot.studies.study import Rejected, Study
@@ -57,6 +59,7 @@ def write_store(
     plan: Plan,
     *,
     workers: int = 1,
+    scheduler: str | None = None,
     split_fractions: Mapping[str, float] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -66,7 +69,8 @@ def write_store(
     A study appears by one rename after all of its files are on the disk. Run again after a crash or with more
     studies, finished ones are kept as they are, unless their files or their report changed or an older version wrote
     them; studies of earlier runs that these sources do not hold stay. `workers` above 1 examines studies in that many
-    processes; `progress` is called with (studies done, studies in all).
+    processes; `scheduler` on Dask (an address whose workers see the same files, or "local"); `progress` is called with
+    (studies done, studies in all).
 
     Splits are the sources' own where every study has one, otherwise drawn by subject with `split_fractions`
     (0.7 train, 0.1 val, 0.2 test) and `seed`. Once written, a subject's split never changes.
@@ -93,7 +97,7 @@ def write_store(
         done = skipped
         if progress is not None:
             progress(done, len(jobs))
-        for job, result in _write_all(work, out=out, plan=plan, workers=workers):
+        for job, result in _write_all(work, out=out, plan=plan, workers=workers, scheduler=scheduler):
             if result:
                 layout.remove_study(out, job.key)
                 refused.extend(result)
@@ -163,10 +167,10 @@ def _plan_jobs(sources: Sources, splits: Mapping[str, str], plan: Plan) -> tuple
 
 def _fingerprint(study: Study, split: str, plan: Plan) -> str:
     """Digest of what a study is made from: names, sizes and times of its files, and what the table says of it."""
-    files = {series.sequence: _stamp(series.path) for series in study.series}
+    files = {series.sequence: stamps(series.path, series.frames) for series in study.series}
     said = {
         "files": files,
-        "mask": None if study.mask is None else _stamp(study.mask),
+        "mask": None if study.mask is None else stamps(study.mask),
         "mask_labels": {str(number): name for number, name in study.mask_labels.items()},
         "report": None if study.report is None else study.report.text,
         "labels": {name: float(value) for name, value in study.labels.items()},
@@ -176,20 +180,9 @@ def _fingerprint(study: Study, split: str, plan: Plan) -> str:
         # A study that an older version wrote is written again, so that its row holds all that this one keeps.
         "format": layout.FORMAT,
     }
+    if chosen := reading(study):
+        said["reading"] = chosen
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(path: Path) -> list[Any]:
-    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stamps: list[Any] = []
-    for file in paths:
-        try:
-            state = file.stat()
-        except OSError:
-            stamps.append([file.name, "absent"])
-        else:
-            stamps.append([file.name, state.st_size, state.st_mtime_ns])
-    return stamps
 
 
 def _read_record(out: Path, key: str) -> dict[str, Any] | None:
@@ -201,10 +194,11 @@ def _read_record(out: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_all(
-    jobs: list[_Job], *, out: Path, plan: Plan, workers: int
+    jobs: list[_Job], *, out: Path, plan: Plan, workers: int, scheduler: str | None
 ) -> Iterator[tuple[_Job, tuple[RejectedRow, ...]]]:
     """Write every study; give the reasons why not. Given up (Ctrl-C), what was half written is swept away."""
-    written = each(partial(_write_study, out=out, plan=plan), jobs, workers=workers)
+    one = partial(_write_study, out=out.absolute(), plan=plan)
+    written = each_anywhere(one, jobs, workers=workers, scheduler=scheduler)
     try:
         with closing(written):
             for job, result in written:

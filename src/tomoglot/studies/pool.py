@@ -55,7 +55,7 @@ def _until_one_dies(
     while (waiting or running) and not suspects:
         try:
             while waiting and len(running) < workers:
-                with _out_of_reach_of_ctrl_c():
+                with out_of_reach_of_ctrl_c():
                     running[pool.submit(work, waiting[0])] = waiting[0]
                 waiting.popleft()
         except BrokenProcessPool:
@@ -76,7 +76,7 @@ def _until_one_dies(
 def _alone(work: Callable[[J], R], job: J) -> R | WorkerDied:
     with _ended_with(_pool(1)) as pool:
         try:
-            with _out_of_reach_of_ctrl_c():
+            with out_of_reach_of_ctrl_c():
                 future = pool.submit(work, job)
             return future.result()
         except BrokenProcessPool:
@@ -126,7 +126,7 @@ def _ctrl_c_put_off() -> Iterator[None]:
 
 
 @contextmanager
-def _out_of_reach_of_ctrl_c() -> Iterator[None]:
+def out_of_reach_of_ctrl_c() -> Iterator[None]:
     """Let processes that start meanwhile never see the Ctrl-C that a terminal sends to all of us.
 
     Each would print a traceback, and leave its study half written. A blocked signal stays blocked in a child, from its
