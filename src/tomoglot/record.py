@@ -41,7 +41,9 @@ def open_folder(out: Path, config: Settings, data: dict[str, Any], fabric: Fabri
     if recorded.is_file():
         if not resume:
             raise ValueError(f"{out.name} already holds a run; choose another folder, or resume it")
-        _check_same(json.loads(recorded.read_text(encoding="utf-8")), json.loads(config.to_json()), FREE_ON_RESUME)
+        # Read as settings, not as JSON: one that a later version added has its default there.
+        before = type(config).load(recorded)
+        _check_same(json.loads(before.to_json()), json.loads(config.to_json()), FREE_ON_RESUME)
         if (out / "data.json").is_file():
             _check_same(json.loads((out / "data.json").read_text(encoding="utf-8")), data, frozenset())
     elif any(not entry.name.startswith(".") for entry in out.iterdir()):

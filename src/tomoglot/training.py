@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tomoglot.batches.batch import Batch
+from tomoglot.encoders.covered import CoveredAdamW
 from tomoglot.schedule import Schedule
 from tomoglot.types import Scalar
 
@@ -54,8 +55,9 @@ class TrainState:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimiser = torch.optim.AdamW(
+        optimiser = CoveredAdamW(
             [group for group in groups if group["params"]],
+            module,
             lr=schedule.rate(0),
             betas=schedule.betas,
             fused=True if trained[0].is_cuda else None,

@@ -36,7 +36,8 @@ class BottleneckDecoder(nn.Module):
         if len(widths) != len(strides) or not widths:
             raise ValueError(f"widths {widths} and strides {strides}: give one of each a stage")
         edges = (1, *strides)
-        if any(coarse % fine or coarse <= fine for fine, coarse in pairwise(edges)):
+        # A UNet's finest map may be of full size: then the last layer is a 1x1x1 convolution.
+        if any(coarse % fine or coarse <= fine for fine, coarse in pairwise(strides)):
             raise ValueError(f"strides {strides}: each must be a multiple of the one before")
         outputs = (out_channels, *widths[:-1])
         stages: list[nn.Module] = []

@@ -77,7 +77,7 @@ class VisionEncoder(nn.Module, ABC):
 
 
 # Files of this room that are not backbones.
-PARTS = frozenset({"vision", "text", "fusion", "decoder", "skip_decoder", "template", "project", "weights"})
+PARTS = frozenset({"vision", "text", "fusion", "decoder", "skip_decoder", "template", "covered", "project", "weights"})
 
 
 def names() -> list[str]:
