@@ -96,7 +96,7 @@ def test_what_a_person_must_see_is_there(page):
         "p = 0.002",
     ):
         assert wanted in page, wanted
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 5
 
 
 def test_text_from_outside_is_escaped_and_real_reports_and_subjects_stay_out(page):
