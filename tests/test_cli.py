@@ -13,11 +13,22 @@ from typer.testing import CliRunner
 from tomoglot import cli, demo
 from tomoglot.config import Settings, three_numbers
 
+SOURCE = {
+    *("source", "out", "reports", "layout", "columns", "report_columns", "report_encoding", "key"),
+    *("resample_tilt", "subject_from_study", "workers", "scheduler"),
+}
 VERBS = {
     "demo": {"out", "subjects", "seed"},
     "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "workers"},
-    "ingest": {"source", "out", "reports", "layout", "plan_of", "spacing_mm", "field", "plan", "workers", "seed"},
-    "curate": {"source", "out", "layout", "workers"},
+    "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed"},
+    "curate": SOURCE,
+    "pull": {
+        *("origin", "out", "key", "modality", "since", "until", "studies", "accessions"),
+        *("credentials", "ca_file", "concurrency"),
+    },
+    "deidentify": {
+        *("source", "out", "key", "retain", "drop_dates", "look_at_pixels", "subject_from_study", "mapping", "workers"),
+    },
     "inspect": {"store", "png"},
     "verify": {"store", "workers"},
     "pretrain": {"recipe", "store", "out", "changes", "config", "resume"},

@@ -61,8 +61,38 @@ def test_code_is_counted_without_what_explains_it() -> None:
     assert code_lines(explained) == 4
 
 
-def test_the_whole_package_stays_small() -> None:
-    assert sum(code_lines(path.read_text(encoding="utf-8")) for path in FILES) <= 14_000
+# Lines of code by room, and by folder within `studies`; "" is what lies in the package itself (docs/decisions/0007).
+# Raise one on purpose, in the change that needs it.
+BUDGETS = {
+    "": 1_400,
+    "batches": 700,
+    "cli": 600,
+    "encoders": 1_200,
+    "objectives": 300,
+    "recipes": 700,
+    "serve": 800,
+    "store": 1_200,
+    "studies": 3_000,
+    "studies/deidentify": 800,
+    "studies/dicom": 2_000,
+    "studies/dicomweb": 600,
+    "studies/layouts": 600,
+    "studies/phantom": 1_300,
+    "tasks": 3_300,
+}
+
+
+def room_of(path: Path) -> str:
+    folders = path.relative_to(SOURCE).parts[:-1]
+    return "/".join(folders[: 2 if folders[:1] == ("studies",) else 1])
+
+
+def test_every_room_keeps_its_budget() -> None:
+    lines: dict[str, int] = {}
+    for path in FILES:
+        lines[room_of(path)] = lines.get(room_of(path), 0) + code_lines(path.read_text(encoding="utf-8"))
+    assert lines.keys() == BUDGETS.keys()
+    assert {room: count for room, count in lines.items() if count > BUDGETS[room]} == {}
 
 
 def test_no_room_is_called_by_an_empty_word() -> None:

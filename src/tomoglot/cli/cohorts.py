@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from tomoglot.serve.progress import progress_bar
 
 if TYPE_CHECKING:
     from tomoglot.store.plan import Plan
+    from tomoglot.studies.source import Sources
 
 
 @app.command()
@@ -62,16 +64,110 @@ def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None, 
     return Plan(**sizes).set(changes or [])
 
 
+def _read(source: Path, out: Path, options: SourceOptions) -> Sources:
+    """Read the source; the key of raw DICOM is made beside what is written, unless one was named."""
+    from tomoglot.studies.pseudonym import Pseudonyms
+    from tomoglot.studies.source import read_source
+
+    key = options.key or out.with_name(f"{out.name}.key")
+
+    def pseudonyms() -> Pseudonyms:
+        made = Pseudonyms.from_file(key)
+        print(f"raw DICOM: names are pseudonyms made with {key}; keep that file, and keep it apart from the data")
+        return made
+
+    with progress_bar("reading headers") as report:
+        return read_source(
+            # Whole, so that workers on other machines find the files.
+            source.absolute(),
+            layout=options.layout,
+            reports=options.reports,
+            columns=_pairs("--column", options.columns),
+            report_columns=_pairs("--report-column", options.report_columns),
+            report_encoding=options.report_encoding,
+            pseudonyms=pseudonyms,
+            workers=max(1, options.workers),
+            resample_tilt=options.resample_tilt,
+            subject_from_study=options.subject_from_study,
+            progress=report,
+        )
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str] | None:
+    """`THEIRS=OURS`, as often as the option was given."""
+    parts = [one.rpartition("=") for one in given or []]
+    if any(not (theirs and ours) for theirs, _, ours in parts):
+        raise ValueError(f"{option} wants THEIRS=OURS, a column's name in the table and ours")
+    return {theirs: ours for theirs, _, ours in parts} or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """What `ingest` and `curate` were told about their source."""
+
+    layout: str | None
+    reports: Path | None
+    columns: list[str] | None
+    report_columns: list[str] | None
+    report_encoding: str | None
+    key: Path | None
+    workers: int
+    resample_tilt: bool
+    subject_from_study: bool
+
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(help="Raw DICOM (folder, zip, DICOMDIR), a table, a folder with studies.csv, BIDS, a known layout."),
+]
+ReportsOption = Annotated[
+    Path | None,
+    typer.Option("--reports", help="A table of reports or a folder of .txt, joined by accession, study or subject."),
+]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", help="Name of a public data set's layout, when it is not recognised.")
+]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", help="A column of the table of studies: THEIRS=OURS. Repeatable.")
+]
+ReportColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--report-column", help="A column of the table of reports: THEIRS=OURS. Repeatable."),
+]
+EncodingOption = Annotated[
+    str | None, typer.Option("--report-encoding", help="Of the reports, when it is not recognised: cp1252.")
+]
+OwnKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", help="Raw DICOM: file of the key that makes pseudonyms (default: OUT.key, made at first use)."
+    ),
+]
+TiltOption = Annotated[
+    bool, typer.Option("--resample-tilt", help="Raw DICOM: resample CT of a tilted gantry instead of refusing it.")
+]
+NoPatientOption = Annotated[
+    bool,
+    typer.Option("--subject-from-study", help="Raw DICOM: a study without a Patient ID is of another person each."),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Address of a Dask scheduler whose workers see the same files; or local."),
+]
+
+
 @app.command()
 def ingest(
-    source: Annotated[
-        Path, typer.Argument(help="A table, a folder with studies.csv, a BIDS folder, or a known layout.")
-    ],
+    source: SourceArgument,
     out: OutOption,
-    reports: Annotated[Path | None, typer.Option(help="A table of reports, joined by study.")] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Name of a public data set's layout, when it is not recognised.")
-    ] = None,
+    reports: ReportsOption = None,
+    layout: LayoutOption = None,
+    columns: ColumnOption = None,
+    report_columns: ReportColumnOption = None,
+    report_encoding: EncodingOption = None,
+    key: OwnKeyOption = None,
+    resample_tilt: TiltOption = False,
+    subject_from_study: NoPatientOption = False,
     plan_of: Annotated[
         Path | None, typer.Option(help="Prepare exactly as this run's training data were (its card's plan).")
     ] = None,
@@ -83,16 +179,29 @@ def ingest(
         list[str] | None, typer.Option("--set", help="Change a plan setting: intensity=window. Repeatable.")
     ] = None,
     workers: WorkersOption = 2,
+    scheduler: SchedulerOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the source has none.")] = 0,
 ) -> None:
     """Raw studies into a curated store: read strictly, reject with reasons, split by subject, write atomically."""
     from tomoglot.store.writer import write_store
-    from tomoglot.studies.source import read_source
 
-    sources = read_source(source, layout=layout, reports=reports)
     chosen = _plan(spacing_mm, field, plan, plan_of)
+    options = SourceOptions(
+        layout=layout,
+        reports=reports,
+        columns=columns,
+        report_columns=report_columns,
+        report_encoding=report_encoding,
+        key=key,
+        workers=workers,
+        resample_tilt=resample_tilt,
+        subject_from_study=subject_from_study,
+    )
+    sources = _read(source, out, options)
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
-        done = write_store(sources, out, chosen, workers=workers, seed=seed, progress=report)
+        done = write_store(
+            sources, out.absolute(), chosen, workers=workers, scheduler=scheduler, seed=seed, progress=report
+        )
     print(
         f"{done.accepted} studies stored, {done.skipped} were there already, "
         f"{done.rejected} rejections (rejected.parquet)"
@@ -103,15 +212,42 @@ def ingest(
 
 
 @app.command()
-def curate(source: Path, out: OutOption, layout: str | None = None, workers: WorkersOption = 2) -> None:
-    """Only the checks: accepted.parquet and rejected.parquet, no voxels written."""
-    from tomoglot.studies.curate import curate as curate_sources
-    from tomoglot.studies.source import read_source
+def curate(
+    source: SourceArgument,
+    out: OutOption,
+    reports: ReportsOption = None,
+    layout: LayoutOption = None,
+    columns: ColumnOption = None,
+    report_columns: ReportColumnOption = None,
+    report_encoding: EncodingOption = None,
+    key: OwnKeyOption = None,
+    resample_tilt: TiltOption = False,
+    subject_from_study: NoPatientOption = False,
+    workers: WorkersOption = 2,
+    scheduler: SchedulerOption = None,
+) -> None:
+    """Only the checks: tables of what is accepted and rejected, duplicates, and a page to look at; no store."""
+    from tomoglot.serve.quality import curate_cohort
 
-    sources = read_source(source, layout=layout)
+    options = SourceOptions(
+        layout=layout,
+        reports=reports,
+        columns=columns,
+        report_columns=report_columns,
+        report_encoding=report_encoding,
+        key=key,
+        workers=workers,
+        resample_tilt=resample_tilt,
+        subject_from_study=subject_from_study,
+    )
+    sources = _read(source, out, options)
     with progress_bar(f"checking {len(sources.studies)} studies") as report:
-        done = curate_sources(sources, out, workers=workers, progress=report)
-    print(f"{done.num_accepted} studies accepted, {done.num_rejected} rejections; tables in {out}")
+        done, page = curate_cohort(
+            sources, out.absolute(), workers=max(1, workers), scheduler=scheduler, progress=report
+        )
+    print(f"{done.num_accepted} studies accepted ({done.num_kept} from before), {done.num_rejected} rejections")
+    print(f"{done.num_duplicates} pairs of copies across subjects, {done.num_leaks} across splits; tables in {out}")
+    print(f"open {page}")
 
 
 @app.command()

@@ -30,3 +30,6 @@ ResultOption = Annotated[
     typer.Option("--out", help="Folder of the result and of predicted files (default: the run's results/, no files)."),
 ]
 WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker processes (threads while training).")]
+KeyOption = Annotated[
+    Path, typer.Option("--key", help="File of the key that makes pseudonyms; made, for you alone, if it is not there.")
+]
