@@ -77,7 +77,7 @@ BUDGETS = {
     "studies/dicom": 2_000,
     "studies/dicomweb": 600,
     "studies/layouts": 600,
-    "studies/phantom": 1_300,
+    "studies/phantom": 2_200,
     "tasks": 3_300,
 }
 

@@ -11,9 +11,11 @@ from scipy import ndimage
 from tomoglot.geometry import resample
 from tomoglot.studies.phantom import brain, generate
 from tomoglot.studies.phantom.anatomy import MassEffect, build_head, push_of
-from tomoglot.studies.phantom.brain import cube, lobe_of, smooth_field, spline_rows, template
+from tomoglot.studies.phantom.brain import cube, lobe_of, template
 from tomoglot.studies.phantom.disease import draw_disease, draw_kinds
-from tomoglot.studies.phantom.lesions import MASK_LABELS, measure
+from tomoglot.studies.phantom.drawing import measure
+from tomoglot.studies.phantom.fields import smooth_field, spline_rows
+from tomoglot.studies.phantom.lesions import MASK_LABELS
 from tomoglot.studies.phantom.signal import REAL_RATIOS, SEQUENCES, TISSUES, jittered, signals
 
 SPACING_MM = 4.0

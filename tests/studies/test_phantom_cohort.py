@@ -16,10 +16,11 @@ from sklearn.preprocessing import StandardScaler
 
 from tomoglot.studies.phantom import FINDINGS, draw_montage, generate, wording, write_cohort
 from tomoglot.studies.phantom.acquire import draw_acquisitions
-from tomoglot.studies.phantom.cohort import split_of, stream
 from tomoglot.studies.phantom.disease import draw_kinds
+from tomoglot.studies.phantom.sentences import size_cm
 from tomoglot.studies.phantom.signal import SEQUENCES
-from tomoglot.studies.phantom.wording import Finding, size_cm, write_report
+from tomoglot.studies.phantom.simulated import split_of, stream
+from tomoglot.studies.phantom.wording import Finding, write_report
 
 SPACING_MM = 6.0
 

@@ -22,22 +22,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def phantom(
-    cohort: Annotated[str, typer.Argument(help="Which cohort: brain.")],
+    cohort: Annotated[str, typer.Argument(help="Which cohort: brain or liver.")],
     out: OutOption,
     subjects: Annotated[int, typer.Option(min=1)] = 200,
     seed: int = 0,
     spacing_mm: Annotated[float, typer.Option(min=1.0, max=6.0, help="Voxel size of the simulation.")] = 2.0,
-    only: Annotated[str | None, typer.Option(help="Only studies of one kind: normal.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only studies of one kind, such as normal.")] = None,
     workers: WorkersOption = 2,
 ) -> None:
     """Write a simulated cohort: NIfTI in BIDS-like folders, studies.csv, reports, masks, truth and a montage."""
     from tomoglot.studies.phantom import draw_montage, write_cohort
 
-    if cohort != "brain":
-        raise ValueError(f"phantom knows the cohort brain, got {cohort!r}")
     with progress_bar(f"simulating {subjects} {cohort} studies") as report:
         table = write_cohort(
             out,
+            cohort=cohort,
             subjects=subjects,
             seed=seed,
             spacing_mm=spacing_mm,

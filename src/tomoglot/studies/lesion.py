@@ -25,15 +25,25 @@ LESIONS: Mapping[str, int] = {
     "blood": 6,
     "non_enhancing": 7,  # non-enhancing tumour core where necrosis is not told apart: NETC, NET, NC
     "cystic": 8,
+    # Whole lesions of the liver, one number a kind.
+    "hcc": 9,
+    "icc": 10,
+    "liver_metastasis": 11,
+    "liver_cyst": 12,
+    "haemangioma": 13,
+    "fnh": 14,
+    "liver_abscess": 15,
 }
 _CORE = ("necrosis", "rim", "non_enhancing", "cystic")
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "enhancing": ("rim",),
     "core": _CORE,
     "whole": (*_CORE, "oedema"),
+    "liver_lesion": ("hcc", "icc", "liver_metastasis", "liver_cyst", "haemangioma", "fnh", "liver_abscess"),
     "lesion": tuple(LESIONS),
 }
-"""Regions that join tissues: the three of the BraTS challenges, and everything. A tissue's name is a region as well."""
+"""Regions that join tissues: the three of the BraTS challenges, the liver's, and everything. A tissue's name is one as
+well."""
 
 NUM_LABELS = 256
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from tomoglot.geometry import Grid
-from tomoglot.studies.phantom.brain import Floats, smooth_field
+from tomoglot.studies.phantom.fields import Floats, smooth_field
 from tomoglot.studies.phantom.signal import SEQUENCES, jittered, signals
 from tomoglot.studies.study import Volume
 

@@ -14,7 +14,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from tomoglot.geometry import Grid
-from tomoglot.studies.phantom.brain import SEPTUM_MM, VENTRICLES_MM, Floats, Template, smooth_field
+from tomoglot.studies.phantom.brain import SEPTUM_MM, VENTRICLES_MM, Template
+from tomoglot.studies.phantom.fields import Floats, smooth_field
 
 Points = NDArray[np.floating]
 

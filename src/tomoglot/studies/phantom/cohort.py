@@ -1,4 +1,4 @@
-"""A simulated study from a seed and an index, and a cohort of them written as a folder of NIfTI, reports and truth.
+"""A simulated brain study from a seed and an index.
 
 Order: the split is decided first, then disease, anatomy, lesions, truth, images, and last the report, which derives
 from the truth. Every step has a generator of its own, so that a change in one never moves another.
@@ -6,9 +6,7 @@ from the truth. Every step has a generator of its own, so that a change in one n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -16,7 +14,8 @@ from scipy import ndimage
 from tomoglot.studies.phantom.acquire import acquire, draw_acquisitions
 from tomoglot.studies.phantom.anatomy import Head, build_head
 from tomoglot.studies.phantom.brain import lobe_of, template
-from tomoglot.studies.phantom.disease import Disease, draw_disease, draw_kinds
+from tomoglot.studies.phantom.disease import PRIMARY, Disease, draw_disease, draw_kinds
+from tomoglot.studies.phantom.drawing import measure
 from tomoglot.studies.phantom.lesions import (
     MASK_LABELS,
     Canvas,
@@ -24,13 +23,12 @@ from tomoglot.studies.phantom.lesions import (
     draw_infarct,
     draw_mass,
     draw_plaque,
-    measure,
 )
+from tomoglot.studies.phantom.simulated import SPLIT_FRACTIONS, Cohort, PhantomStudy, split_of, stream
 from tomoglot.studies.phantom.wording import SHOWN_BY, Finding, write_report
-from tomoglot.studies.study import Report, Volume
+from tomoglot.studies.study import Volume
 
 FINDINGS = ("mass", "demyelination", "infarct", "haemorrhage", "volume_loss", "oedema", "midline_shift", "normal")
-SPLIT_FRACTIONS: Mapping[str, float] = {"train": 0.6, "val": 0.1, "test": 0.3}
 SUFFIXES: Mapping[str, str] = {
     "t1w": "T1w",
     "t1c": "ce-gadolinium_T1w",
@@ -49,39 +47,6 @@ LABELS_OF: Mapping[str, tuple[str, ...]] = {
     "infarct": ("infarct",),
     "haemorrhage": ("blood",),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PhantomStudy:
-    """One simulated study: volumes and mask in memory, report, labels (1 or 0 for each of `FINDINGS`) and truth."""
-
-    subject: str
-    study: str
-    split: str
-    volumes: dict[str, Volume]
-    mask: Volume
-    report: Report
-    labels: dict[str, float]
-    truth: dict[str, object]
-
-
-def split_of(seed: int, index: int, fractions: Mapping[str, float]) -> str:
-    """The split of a subject, from a hash of seed and index alone."""
-    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1.0) > 1e-6:
-        raise ValueError(f"split fractions must be at least 0 and sum to 1, got {dict(fractions)}")
-    digest = hashlib.blake2b(f"phantom:{seed}:{index}".encode(), digest_size=8).digest()
-    place, reached = int.from_bytes(digest, "big") / 2**64, 0.0
-    for name, share in fractions.items():
-        reached += share
-        if place < reached:
-            return name
-    return list(fractions)[-1]
-
-
-def stream(seed: int, index: int, step: str) -> np.random.Generator:
-    """A generator of its own for one step of one study."""
-    digest = hashlib.blake2b(f"{seed}:{index}:{step}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def generate(
@@ -233,3 +198,18 @@ def measured_finding(
 def shown_by(kind: str, acquired: tuple[str, ...]) -> str:
     """The acquired sequence that shows a finding best."""
     return next(name for name in SHOWN_BY[kind] if name in acquired)
+
+
+BRAIN = Cohort(
+    name="brain",
+    generate=generate,
+    findings=FINDINGS,
+    kinds=tuple(PRIMARY),
+    suffixes=SUFFIXES,
+    mask_labels=MASK_LABELS,
+    colours={"necrosis": "#b070ff", "rim": "#ffcc33", "oedema": "#4db8ff", "plaque": "#33dd88", "infarct": "#ff66cc",
+             "blood": "#ff3322"},
+    description="simulated brain MRI (tomoglot phantom), not a person",
+    form_code=4,
+    level_mm=14.0,
+)  # fmt: skip

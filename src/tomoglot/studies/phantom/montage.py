@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 
 from tomoglot.geometry import Grid, resample
 from tomoglot.studies.atomic import write_bytes
-from tomoglot.studies.phantom.lesions import MASK_LABELS
-from tomoglot.studies.phantom.signal import SEQUENCES
-
-COLOURS = {"necrosis": "#b070ff", "rim": "#ffcc33", "oedema": "#4db8ff", "plaque": "#33dd88", "infarct": "#ff66cc",
-           "blood": "#ff3322"}  # fmt: skip
+from tomoglot.studies.phantom.files import COHORTS
+from tomoglot.studies.phantom.simulated import Cohort
 
 
 def draw_montage(folder: Path, png: Path, rows: int = 6) -> Path:
@@ -34,25 +31,37 @@ def draw_montage(folder: Path, png: Path, rows: int = 6) -> Path:
     if not table.is_file():
         raise ValueError(f"no studies.csv in {folder.name}: write the cohort first")
     with table.open(newline="", encoding="utf-8") as file:
-        studies = choose(group(list(csv.DictReader(file))), rows)
-    columns = len(SEQUENCES) + 2
+        grouped = group(list(csv.DictReader(file)))
+    cohort = cohort_of(grouped[0][0])
+    studies = choose(grouped, rows, cohort)
+    columns = len(cohort.suffixes) + 2
     widths = [1.0] * (columns - 1) + [3.6]
     figure = Figure(figsize=(1.75 * sum(widths), 2.25 * len(studies) + 0.7), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(studies), columns, squeeze=False, gridspec_kw={"width_ratios": widths})
     top = 1 - 0.65 / figure.get_figheight()
     figure.subplots_adjust(left=0.03, right=0.995, top=top, bottom=0.01, wspace=0.03, hspace=0.05)
-    figure.suptitle("Simulated brain studies: images, truth and reports are all simulated", fontsize=12, y=0.995)
+    said = f"Simulated {cohort.name} studies: images, truth and reports are all simulated"
+    figure.suptitle(said, fontsize=12, y=0.995)
     for place, (row, study) in enumerate(zip(axes, studies, strict=True)):
-        draw_row(row, folder, study)
+        draw_row(row, folder, study, cohort)
         if place == 0:
-            for axis, name in zip(row, [*SEQUENCES, "truth", "report (simulated)"], strict=True):
+            for axis, name in zip(row, [*cohort.suffixes, "truth", "report (simulated)"], strict=True):
                 axis.set_title(name, fontsize=10)
     picture = io.BytesIO()
     with mpl.rc_context({"savefig.dpi": 80}):
         figure.savefig(picture, format="png", metadata={"Description": "simulated"})
     write_bytes(png, picture.getvalue())
     return png
+
+
+def cohort_of(row: dict[str, str]) -> Cohort:
+    """The cohort whose findings are the label columns of a table."""
+    labels = {key.removeprefix("label:") for key in row if key.startswith("label:")}
+    found = [cohort for cohort in COHORTS.values() if set(cohort.findings) == labels]
+    if not found:
+        raise ValueError(f"the label columns of studies.csv are those of no simulated cohort ({', '.join(COHORTS)})")
+    return found[0]
 
 
 def group(table: list[dict[str, str]]) -> list[list[dict[str, str]]]:
@@ -63,28 +72,27 @@ def group(table: list[dict[str, str]]) -> list[list[dict[str, str]]]:
     return list(grouped.values())
 
 
-def choose(studies: list[list[dict[str, str]]], rows: int) -> list[list[dict[str, str]]]:
+def choose(studies: list[list[dict[str, str]]], rows: int, cohort: Cohort) -> list[list[dict[str, str]]]:
     """The first study of each kind that is not shown yet, those with most sequences first, then any others."""
-    kinds = ("normal", "mass", "demyelination", "infarct", "haemorrhage", "volume_loss")
     ordered = sorted(studies, key=len, reverse=True)
     chosen: list[list[dict[str, str]]] = []
-    for kind in kinds:
+    for kind in cohort.kinds:
         found = next((s for s in ordered if s[0][f"label:{kind}"] == "1" and s not in chosen), None)
         if found is not None:
             chosen.append(found)
     return [*chosen, *(s for s in ordered if s not in chosen)][:rows]
 
 
-def draw_row(axes: NDArray[Any], folder: Path, study: list[dict[str, str]]) -> None:
+def draw_row(axes: NDArray[Any], folder: Path, study: list[dict[str, str]], cohort: Cohort) -> None:
     """One study: its sequences at the level of its largest lesion, the mask, the report."""
     mask_image = nib.load(folder / study[0]["mask"])
     mask, affine = np.asarray(mask_image.dataobj), mask_image.affine
     grid = Grid(mask.shape, affine)
     counts = (mask > 0).sum(axis=(0, 1))
-    level = int(counts.argmax()) if counts.any() else round((14.0 - affine[2, 3]) / affine[2, 2])
+    level = int(counts.argmax()) if counts.any() else round((cohort.level_mm - affine[2, 3]) / affine[2, 2])
     paths = {row["sequence"]: row["path"] for row in study}
     backdrop = None
-    for axis, name in zip(axes, SEQUENCES, strict=False):
+    for axis, name in zip(axes, cohort.suffixes, strict=False):
         blank(axis)
         if name not in paths:
             axis.text(0.5, 0.5, "missing", ha="center", va="center", fontsize=9, color="#666666")
@@ -97,7 +105,7 @@ def draw_row(axes: NDArray[Any], folder: Path, study: list[dict[str, str]]) -> N
         axis.text(2, 3, f"{thick:.1f} mm", fontsize=6, color="#ffee55", va="bottom")
     found = [key.removeprefix("label:") for key, value in study[0].items() if key.startswith("label:") and value == "1"]
     axes[0].set_ylabel("\n".join(found).replace("_", " "), fontsize=9)
-    draw_truth(axes[-2], backdrop, mask[:, :, level])
+    draw_truth(axes[-2], backdrop, mask[:, :, level], cohort)
     blank(axes[-1])
     axes[-1].set_axis_off()
     text = (folder / study[0]["report"]).read_text(encoding="utf-8")
@@ -126,15 +134,15 @@ def show(axis: Any, plane: NDArray[np.floating]) -> None:
     axis.imshow(plane[::-1].T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
 
 
-def draw_truth(axis: Any, backdrop: NDArray[np.floating] | None, mask: NDArray[np.integer]) -> None:
+def draw_truth(axis: Any, backdrop: NDArray[np.floating] | None, mask: NDArray[np.integer], cohort: Cohort) -> None:
     """The mask's labels in colour over a dim slice, with a legend of those present."""
     blank(axis)
     if backdrop is not None:
         show(axis, backdrop)
     rgba = np.zeros((*mask.shape, 4))
-    names = [name for name, label in MASK_LABELS.items() if (mask == label).any()]
+    names = [name for name, label in cohort.mask_labels.items() if (mask == label).any()]
     for name in names:
-        rgba[mask == MASK_LABELS[name]] = mpl.colors.to_rgba(COLOURS[name], 0.75)
+        rgba[mask == cohort.mask_labels[name]] = mpl.colors.to_rgba(cohort.colours[name], 0.75)
     axis.imshow(rgba[::-1].transpose(1, 0, 2), origin="lower", interpolation="nearest")
     for place, name in enumerate(names):
-        axis.text(2, 3 + 7 * place * mask.shape[1] / 112, name, fontsize=6.5, color=COLOURS[name], va="bottom")
+        axis.text(2, 3 + 7 * place * mask.shape[1] / 112, name, fontsize=6.5, color=cohort.colours[name], va="bottom")

@@ -6,12 +6,12 @@ remembers which findings it speaks of and which it denies.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from tomoglot.studies.phantom.sentences import Sentence, Writer, assemble, capitalised, size_cm
 from tomoglot.studies.study import Report
 
 SEQUENCE_WORDS: Mapping[str, str] = {
@@ -119,7 +119,6 @@ ABSENT: Mapping[str, tuple[str, ...]] = {
     "haemorrhage": ("intracranial haemorrhage", "haematoma", "blood products"),
     "midline_shift": ("midline shift", "shift of midline structures", "midline displacement"),
 }
-DENIALS = ("There is no {what}.", "No evidence of {what}.", "No {what} is seen.", "{What}: none.")
 VENTRICLES = (
     "The ventricles are normal in size and configuration.",
     "Ventricles and sulci are normal for age.",
@@ -149,76 +148,6 @@ class Finding:
     def record(self) -> dict[str, object]:
         """As written to truth JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sentence:
-    """One sentence of a report: section, ids of the findings it tells, types it denies, whether held out."""
-
-    text: str
-    section: str
-    findings: tuple[int, ...] = ()
-    denies: tuple[str, ...] = ()
-    held_out: bool = False
-
-    def record(self) -> dict[str, object]:
-        """As written to truth JSON."""
-        told = {"text": self.text, "section": self.section, "held_out_wording": self.held_out}
-        return told | {"findings": list(self.findings), "denies": list(self.denies)}
-
-
-class Writer:
-    """Chooses wordings with one generator; test subjects also draw from the held-out ones."""
-
-    def __init__(self, rng: np.random.Generator, *, test: bool) -> None:
-        self.rng = rng
-        self.test = test
-
-    def choose(self, wordings: Sequence[str]) -> tuple[str, bool]:
-        """One wording and whether it is held out: half of a test subject's sentences are, nobody else's."""
-        if self.test and self.rng.random() < 0.5:
-            return wordings[-1], True
-        return wordings[int(self.rng.integers(len(wordings) - 1))], False
-
-    def sentence(self, wordings: Sequence[str], finding: Finding, section: str, words: Mapping[str, str]) -> Sentence:
-        """A sentence that tells one finding."""
-        wording, held_out = self.choose(wordings)
-        text = wording.format_map(dict(words))
-        return Sentence(text=text[0].upper() + text[1:], section=section, findings=(finding.id,), held_out=held_out)
-
-    def denials(self, absent: Sequence[str]) -> list[Sentence]:
-        """A random subset of the absent findings, in random order, denied one or a few at a time."""
-        kept = [kind for kind in absent if kind != "volume_loss" and self.rng.random() < 0.8]
-        order = [kept[i] for i in self.rng.permutation(len(kept))]
-        told = []
-        while order:
-            size = int(self.rng.integers(1, 4))
-            group, order = order[:size], order[size:]
-            drawn = [self.choose(ABSENT[kind]) for kind in group]
-            names = [name for name, _ in drawn]
-            what = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
-            wording, held_out = self.choose(DENIALS)
-            text = wording.format(what=what, What=what[0].upper() + what[1:])
-            told.append(
-                Sentence(
-                    text=text,
-                    section="findings",
-                    denies=tuple(group),
-                    held_out=held_out or any(held for _, held in drawn),
-                )
-            )
-        if "volume_loss" in absent and self.rng.random() < 0.8:
-            text, held_out = self.choose(VENTRICLES)
-            told.append(Sentence(text=text, section="findings", denies=("volume_loss",), held_out=held_out))
-        return told
-
-
-def size_cm(diameters_mm: Sequence[float]) -> str:
-    """Three diameters in cm to one decimal, each rounded down or up so that their product stays nearest to the true."""
-    true = float(np.prod(diameters_mm)) / 1000.0
-    choices = [sorted({np.floor(d) / 10.0, np.ceil(d) / 10.0}) for d in diameters_mm]
-    best = min(itertools.product(*choices), key=lambda three: abs(float(np.prod(three)) - true))
-    return " x ".join(f"{value:.1f}" for value in sorted(best, reverse=True))
 
 
 def place_of(finding: Finding) -> str:
@@ -270,7 +199,7 @@ def words_for(finding: Finding, acquired: Sequence[str]) -> dict[str, str]:
         "age": "acute " if acute else "",
         "an_age": "an acute " if acute else "an ",
     }
-    return words | {key.capitalize(): value[:1].upper() + value[1:] for key, value in words.items()}
+    return capitalised(words)
 
 
 def write_report(
@@ -281,14 +210,14 @@ def write_report(
     TECHNIQUE names the acquired sequences and nothing else does; FINDINGS tells and denies; IMPRESSION sums up.
     """
     writer = Writer(rng, test=test)
-    told = [writer.sentence(FINDINGS[f.type], f, "findings", words_for(f, acquired)) for f in findings]
-    body = told + writer.denials(absent)
-    summed = [writer.sentence(IMPRESSIONS[f.type], f, "impression", words_for(f, acquired)) for f in findings]
+    told = [writer.sentence(FINDINGS[f.type], f.id, "findings", words_for(f, acquired)) for f in findings]
+    body = told + writer.denials(absent, ABSENT)
+    if "volume_loss" in absent and rng.random() < 0.8:
+        text, held_out = writer.choose(VENTRICLES)
+        body.append(Sentence(text=text, section="findings", denies=("volume_loss",), held_out=held_out))
+    summed = [writer.sentence(IMPRESSIONS[f.type], f.id, "impression", words_for(f, acquired)) for f in findings]
     if not findings:
         text, held_out = writer.choose(IMPRESSIONS["normal"])
         summed = [Sentence(text=text, section="impression", held_out=held_out)]
     names = ", ".join(SEQUENCE_WORDS[name] for name in acquired)
-    found = " ".join(sentence.text for sentence in body) or "No abnormality is described."
-    impression = " ".join(f"{n}. {sentence.text}" for n, sentence in enumerate(summed, 1))
-    text = f"TECHNIQUE: Simulated brain MRI: {names}.\n\nFINDINGS: {found}\n\nIMPRESSION: {impression}\n"
-    return Report(text=text, findings=found, impression=impression), [*body, *summed]
+    return assemble(f"Simulated brain MRI: {names}.", body, summed), [*body, *summed]
