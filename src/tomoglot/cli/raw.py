@@ -77,6 +77,9 @@ def deidentify(
     subject_from_study: Annotated[
         bool, typer.Option("--subject-from-study", help="A study without a Patient ID is of another person each.")
     ] = False,
+    deface: Annotated[
+        bool, typer.Option("--deface", help="NIfTI heads, T1-weighted: also cut the face off (extra `deface`).")
+    ] = False,
     mapping: Annotated[
         Path | None, typer.Option(help="Also write what the pseudonyms stand for, in a file only you can read.")
     ] = None,
@@ -91,6 +94,7 @@ def deidentify(
         dates="removed" if drop_dates else "shifted",
         look_at_pixels=look_at_pixels,
         subject_from_study=subject_from_study,
+        deface=deface,
     )
     with progress_bar("taking identity out") as report:
         done = deidentify_folder(
@@ -99,4 +103,5 @@ def deidentify(
     print(f"{done.written} files written, {done.skipped} were there, {len(done.rejected)} refused (rejected.parquet)")
     if done.written + done.skipped == 0:
         raise ValueError(f"nothing of {source.name} was written; {out.name}/rejected.parquet says why")
-    print("not anonymous: faces are not removed, and burnt-in text and names in free text may have been missed")
+    faces = "a cut through the face leaves parts of it" if deface else "faces are not removed"
+    print(f"not anonymous: {faces}, and burnt-in text and names in free text may have been missed")

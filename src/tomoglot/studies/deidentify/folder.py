@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import pydicom
+from pydantic import BaseModel
 
 from tomoglot.studies import atomic
+from tomoglot.studies.deface import check_tools, deface
 from tomoglot.studies.deidentify.burnt_in import burnt_in_header, burnt_in_pixels
 from tomoglot.studies.deidentify.header import Identities, deidentify_dataset, identities_of, identity_of, quiet
 from tomoglot.studies.deidentify.profile import Options
@@ -45,6 +47,16 @@ class Deidentified:
     written: int
     skipped: int
     rejected: tuple[RejectedRow, ...]
+
+
+class DefacedRow(BaseModel):
+    """One line of `defaced.parquet`: what was cut from a NIfTI file."""
+
+    file: str
+    outcome: str
+    brain_ml: float
+    removed_ml: float
+    removed_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +95,19 @@ def deidentify_folder(
     accession number becomes `reports/<subject>_<study>.txt`; a NIfTI file becomes `nifti/<file>.nii.gz` with nothing
     but its voxels and its affine. All names are pseudonyms made with `key`. `rejected.parquet` lists what was not
     written. `mapping` asks for a table of what the pseudonyms stand for, in a file that only you can read.
+    With `options.deface` every NIfTI file is taken for a head, `defaced.parquet` says what was cut, and what
+    `deface` refuses is not written.
 
     Raises:
-        ValueError: `key` or `mapping` lies in `out`, `out` in `source`, or `out` was begun with another key or options.
+        ValueError: `key` or `mapping` lies in `out`, `out` in `source`, or `out` was begun with another key or options;
+            faces are to be cut from DICOM, or without the extra.
     """
     source, out = Path(source), Path(out)
     _check_places(source, out, {"key": key, "mapping": mapping})
     work = _Work(source=source, out=out, pseudonyms=Pseudonyms.from_file(key), options=options or Options())
-    _begin(work)
     found = find_files(source)
+    _check_faces(work, len(found.frames))
+    _begin(work)
     # Of what is no DICOM file, texts and NIfTI files have rows of their own below.
     others = [
         refused for refused in found.rejected if not re.search(r"'\.(txt|nii|gz)' are not", refused.error.evidence)
@@ -108,12 +124,15 @@ def deidentify_folder(
             counts[result[1]] += 1
         if progress is not None:
             progress(done, len(found.frames))
-    for path, handled in [*_reports(work, visits), *_niftis(work)]:
+    cut: list[DefacedRow] = []
+    for path, handled in [*_reports(work, visits), *_niftis(work, cut)]:
         if handled is None:
             counts["written"] += 1
         else:
             rows.append(_row(work, Frame(path=path), handled))
     write_table(rows, out / "rejected.parquet", RejectedRow)
+    if work.options.deface:
+        write_table(cut, out / "defaced.parquet", DefacedRow)
     if mapping is not None:
         write_mapping(
             mapping, _originals(work, visits, [*found.frames, *(refused.where for refused in found.rejected)])
@@ -127,6 +146,13 @@ def _check_places(source: Path, out: Path, secrets: dict[str, Path | None]) -> N
             raise ValueError(f"the {name} file must not lie in the output folder, which is to be given away")
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError("the output folder must not lie in the source, or the next run would read it")
+
+
+def _check_faces(work: _Work, dicom_images: int) -> None:
+    if work.options.deface:
+        check_tools()
+        if dicom_images:
+            raise ValueError(f"faces are cut from NIfTI files alone, and there are {dicom_images} DICOM images here")
 
 
 def _begin(work: _Work) -> None:
@@ -218,11 +244,18 @@ def _reports(work: _Work, visits: dict[Frame, _Visit]) -> Iterator[tuple[Path, R
             yield path, None
 
 
-def _niftis(work: _Work) -> Iterator[tuple[Path, Rejected | None]]:
+def _niftis(work: _Work, cut: list[DefacedRow]) -> Iterator[tuple[Path, Rejected | None]]:
     for path in _files(work, ".nii", ".nii.gz"):
+        alias = _alias(work, Frame(path=path))
         try:
+            volume = read_nifti(path)
+            if work.options.deface:
+                done = deface(volume)
+                volume = done.volume
             # A new header: of the old one nothing is taken over but shape, type of voxel and affine.
-            write_nifti(work.out / "nifti" / f"{_alias(work, Frame(path=path))}.nii.gz", read_nifti(path))
+            write_nifti(work.out / "nifti" / f"{alias}.nii.gz", volume)
+            if work.options.deface:
+                cut.append(DefacedRow(file=alias, **done.figures()))
         except Rejected as error:
             # This reader's evidence opens with the file's name, which may be a person's.
             yield path, Rejected(error.reason, error.evidence.replace(path.name, "the file"))

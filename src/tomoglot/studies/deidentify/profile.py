@@ -32,7 +32,7 @@ _REFUSED = {
     "safe-private": "no table of safe private attributes is at hand, so all private attributes are removed",
     "graphics": "text in overlays and annotations cannot be told from drawing, so both are removed",
     "pixels": "burnt-in text is found and its file refused; it is not painted over",
-    "faces": "faces are not removed from volumes",
+    "faces": "a plane cut from NIfTI heads (deface) does not do what the standard's option says",
 }
 # Of several actions that depend on the kind of object, the one that every kind allows: an empty or dummy value stands
 # where an attribute may be required. None of them leaves the original.
@@ -46,6 +46,7 @@ class Options(Settings):
     retain: frozenset[Retained] = frozenset()
     dates: Literal["shifted", "removed"] = "shifted"
     look_at_pixels: bool = True
+    deface: bool = False  # NIfTI files alone: see studies/deface.py
     subject_from_study: bool = False  # each study without a Patient ID is of another person
 
     @classmethod
