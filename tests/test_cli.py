@@ -20,7 +20,7 @@ SOURCE = {
 VERBS = {
     "demo": {"out", "subjects", "seed"},
     "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "workers"},
-    "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed"},
+    "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed", "look"},
     "curate": SOURCE,
     "pull": {
         *("origin", "out", "key", "modality", "since", "until", "studies", "accessions"),

@@ -255,5 +255,5 @@ def test_measures_follow_the_order_of_the_accepted_table(tmp_path):
     assert [(row.subject, row.sequence, row.tile) for row in rows] == [
         (f"m{at}", name, tile) for at in range(2) for tile, name in enumerate(("t1w", "flair"))
     ]
-    assert all((done.series.parent / PICTURES / row.picture).is_file() for row in rows)
+    assert all((done.series.parent / row.picture).is_file() for row in rows)
     assert all(abs(sum(row.histogram) - 1) < 1e-3 and 0 <= row.foreground <= 1 for row in rows)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tomoglot.studies.appearance import CELLS, OUTSIDE, SeriesRow, describe, digest_voxels, pack, picture, unpack
+from tomoglot.studies.appearance import (
+    CELLS,
+    OUTSIDE,
+    SeriesRow,
+    describe,
+    digest_voxels,
+    pack,
+    picture,
+    reduce,
+    unpack,
+)
 from tomoglot.studies.curate import AcceptedRow
 from tomoglot.studies.duplicates import find_duplicates, likeness, shared_reports
 from tomoglot.studies.study import Volume
@@ -48,7 +58,7 @@ CHANGES = {
 
 
 def row(voxels, subject, *, affine=AFFINE, split=None, sequence="t1w"):
-    measured = describe(Volume(voxels=voxels, affine=affine), subject=subject, study="1", sequence=sequence)
+    measured = describe(reduce(Volume(voxels=voxels, affine=affine)), subject=subject, study="1", sequence=sequence)
     return measured.model_copy(update={"split": split})
 
 
@@ -160,7 +170,7 @@ def test_pictures_show_the_right_on_the_left_and_the_head_up():
     voxels[24:, 10:20, 10:20] = 1.0  # on the subject's right
     voxels[10:20, 24:, 10:20] = 0.9  # in front
     voxels[10:20, 10:20, 24:] = 0.8  # above
-    shown = np.asarray(Image.open(io.BytesIO(picture([Volume(voxels=voxels, affine=np.eye(4))]))))
+    shown = np.asarray(Image.open(io.BytesIO(picture([reduce(Volume(voxels=voxels, affine=np.eye(4)))]))))
     axial, coronal, sagittal = shown[:, :96].astype(int), shown[:, 96:192].astype(int), shown[:, 192:].astype(int)
     assert axial[48, 5] > 200 and axial[48, 90] < 50 and axial[5, 48] > 200 and axial[90, 48] < 50
     assert coronal[48, 5] > 200 and coronal[48, 90] < 50 and coronal[5, 48] > 180 and coronal[90, 48] < 50

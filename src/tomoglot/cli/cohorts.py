@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from tomoglot.serve.progress import progress_bar
 
 if TYPE_CHECKING:
     from tomoglot.store.plan import Plan
+    from tomoglot.store.writer import IngestSummary
     from tomoglot.studies.source import Sources
 
 
@@ -180,8 +182,12 @@ def ingest(
     workers: WorkersOption = 2,
     scheduler: SchedulerOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the source has none.")] = 0,
+    look: Annotated[
+        bool, typer.Option("--look/--no-look", help="Also search copies across subjects, and write quality.html.")
+    ] = True,
 ) -> None:
     """Raw studies into a curated store: read strictly, reject with reasons, split by subject, write atomically."""
+    from tomoglot.serve.quality import write_quality
     from tomoglot.store.writer import write_store
 
     chosen = _plan(spacing_mm, field, plan, plan_of)
@@ -199,15 +205,37 @@ def ingest(
     sources = _read(source, out, options)
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
         done = write_store(
-            sources, out.absolute(), chosen, workers=workers, scheduler=scheduler, seed=seed, progress=report
+            sources,
+            out.absolute(),
+            chosen,
+            workers=workers,
+            scheduler=scheduler,
+            seed=seed,
+            look=look,
+            progress=report,
         )
+    _tell(done, source, out)
+    if look:
+        print(f"open {write_quality(out)}")
+    print(f"next: tomoglot inspect {out}")
+
+
+def _tell(done: IngestSummary, source: Path, out: Path) -> None:
+    """What was stored, and loudly where the split leaks."""
     print(
-        f"{done.accepted} studies stored, {done.skipped} were there already, "
+        f"{done.accepted} studies in the store, {done.skipped} of them from before; "
         f"{done.rejected} rejections (rejected.parquet)"
     )
-    if done.accepted + done.skipped == 0:
+    if done.accepted == 0:
         raise ValueError(f"no study of {source.name} was accepted; {out.name}/rejected.parquet says why")
-    print(f"next: tomoglot inspect {out}")
+    if done.num_leaks:
+        print(
+            f"WARNING: {done.num_leaks} of {done.num_duplicates} pairs of copies stand on two sides of the split: "
+            "scores on it are too good; see duplicates.parquet",
+            file=sys.stderr,
+        )
+    if done.num_unlooked:
+        print(f"{done.num_unlooked} studies of earlier runs were not compared; ingest them again", file=sys.stderr)
 
 
 @app.command()

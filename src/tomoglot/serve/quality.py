@@ -21,7 +21,7 @@ from PIL import Image
 from tomoglot.serve.page import ACCENT, INK, MUTED, RULE, Picture, draw, embedded, plain, render
 from tomoglot.studies.appearance import BINS, CELLS, SHOWN_PERCENTILES, TILE, unpack
 from tomoglot.studies.atomic import write_bytes
-from tomoglot.studies.curate import ACCEPTED, DUPLICATES, PICTURES, REJECTED, SERIES, Curated, curate
+from tomoglot.studies.curate import ACCEPTED, DUPLICATES, REJECTED, SERIES, Curated, curate
 from tomoglot.studies.duplicates import COARSE, coarse, filled, shared_reports
 from tomoglot.studies.source import Sources
 
@@ -83,13 +83,16 @@ def curate_cohort(
 
 
 def write_quality(folder: Path) -> Path:
-    """Write `quality.html` from the tables that `curate` wrote in `folder`, and return its path.
+    """Write `quality.html` from the tables that `curate`, or `ingest` into a store, wrote in `folder`; return its path.
 
     Raises:
         ValueError: the tables are not there.
     """
     if not all((folder / name).is_file() for name in (ACCEPTED, REJECTED, SERIES, DUPLICATES)):
-        raise ValueError(f"{folder.name}: no finished curation here; run tomoglot curate first")
+        raise ValueError(
+            f"{folder.name}: no finished curation here, and no store whose studies were looked at; "
+            "run tomoglot curate, or tomoglot ingest, first"
+        )
     series = _series(folder)
     outliers = list(find_outliers(series))
     pairs, num_leaks, num_pairs = _pairs(folder, series)
@@ -105,6 +108,7 @@ def write_quality(folder: Path) -> Path:
         num_outliers=len(outliers),
         num_pairs=num_pairs,
         num_leaks=num_leaks,
+        num_unseen=_count(folder / ACCEPTED) - len(np.unique(series["number"])),
         num_split=sum(side is not None for side in series["split"]),
         outliers=[(_tile(folder, series, one.place), one.words) for one in outliers[:MOST_OUTLIERS]],
         few=_names(series, lambda count: count < LEAST_FOR_MEDIAN),
@@ -145,6 +149,12 @@ def find_outliers(series: Columns) -> Iterator[Outlier]:
                 unit = f" {MEASURES[at].unit}" if MEASURES[at].unit else ""
                 words.append(f"{MEASURES[at].name} {has}{unit}, usually {usual} ({far[at, place]:+.1f})")
         yield Outlier(place=int(place), far=float(most[place]), words=tuple(words))
+
+
+def _count(table: Path) -> int:
+    with duckdb.connect() as connection:
+        found = connection.execute("SELECT count(*) FROM read_parquet($path)", {"path": str(table)}).fetchall()
+    return int(found[0][0])
 
 
 def _series(folder: Path) -> Columns:
@@ -203,7 +213,7 @@ def _tile(folder: Path, series: Columns, place: int) -> dict[str, Any]:
     """Three slices of a series for the page; a picture that is gone leaves its words."""
     words = f"study {series['number'][place]}, {series['sequence'][place]}"
     try:
-        with Image.open(folder / PICTURES / str(series["picture"][place])) as strips:
+        with Image.open(folder / str(series["picture"][place])) as strips:
             top = TILE * int(series["tile"][place])
             buffer = io.BytesIO()
             strips.crop((0, top, 3 * TILE, top + TILE)).save(buffer, "JPEG", quality=82)

@@ -137,7 +137,8 @@ def read_catalogue(path: Path) -> tuple[StudyRow, ...]:
 
 
 def query(store: Path, sql: str) -> list[dict[str, Any]]:
-    """Ask the store in SQL; the tables are `catalogue`, `accepted` and `rejected`.
+    """Ask the store in SQL; the tables are `catalogue`, `accepted` and `rejected`, and `series` and `duplicates` where
+    its studies were looked at.
 
     The question is asked of copies in memory, and once they are loaded the engine can reach no file and no network.
 
@@ -145,7 +146,8 @@ def query(store: Path, sql: str) -> list[dict[str, Any]]:
         ValueError: the SQL is wrong; the engine's own message says where.
     """
     with _connect() as connection:
-        for table in (layout.CATALOGUE_FILE, layout.ACCEPTED_FILE, layout.REJECTED_FILE):
+        looks = [name for name in layout.LOOK_TABLES if (store / name).is_file()]
+        for table in (layout.CATALOGUE_FILE, layout.ACCEPTED_FILE, layout.REJECTED_FILE, *looks):
             name = table.removesuffix(".parquet")
             connection.execute(f"CREATE TABLE {name} AS SELECT * FROM read_parquet(?)", [str(store / table)])
         connection.execute("SET enable_external_access = false")

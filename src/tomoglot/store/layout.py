@@ -5,8 +5,11 @@
     store.json         format, store digest, digest of every file below; sealed
     plan.json          the preprocessing plan
     split.json         subject -> split, frozen once written
-    catalogue.parquet  one row a study;  accepted.parquet, rejected.parquet  one row a series
-    studies/<key>/     volumes.zarr (sequence, i, j, k), mask.zarr (i, j, k), record.json (sealed)
+    catalogue.parquet  one row a study;  accepted.parquet  what its source held;  rejected.parquet  what was refused
+    series.parquet     what each series measures;  duplicates.parquet  pairs of two subjects that show the same
+    studies/<key>/     volumes.zarr (sequence, i, j, k), mask.zarr (i, j, k), series.json, picture.png,
+                       record.json (digest of each file of the study; sealed)
+    quality.html       a page about all this, written later and again at will: no digest holds it
 
 `<key>` is a hash of subject and study, so that no path in a store names anybody.
 """
@@ -37,9 +40,16 @@ SPLIT_FILE = "split.json"
 CATALOGUE_FILE = "catalogue.parquet"
 ACCEPTED_FILE = "accepted.parquet"
 REJECTED_FILE = "rejected.parquet"
+SERIES_FILE = "series.parquet"
+DUPLICATES_FILE = "duplicates.parquet"
+# Every store has these, and those whose studies were looked at also the tables of that.
 DIGESTED_FILES = (PLAN_FILE, SPLIT_FILE, CATALOGUE_FILE, ACCEPTED_FILE, REJECTED_FILE)
+LOOK_TABLES = (SERIES_FILE, DUPLICATES_FILE)
+PAGE_FILE = "quality.html"
 STUDIES = "studies"
 RECORD_FILE = "record.json"
+LOOK_FILE = "series.json"
+PICTURE_FILE = "picture.png"
 VOLUMES = "volumes.zarr"
 MASK = "mask.zarr"
 SEAL = "digest"

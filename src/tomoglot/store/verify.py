@@ -58,13 +58,13 @@ def verify(path: Path, *, workers: int = 1, progress: Callable[[int, int], None]
         faults += found
         if progress is not None:
             progress(done, len(jobs))
-    faults += _foreign(path, set(expected))
+    faults += _foreign(path, set(expected), known={*layout.DIGESTED_FILES, *content["files"]})
     return sorted(faults, key=lambda fault: (fault.file, fault.what))
 
 
 def _tables(path: Path, content: Mapping[str, Any]) -> list[Fault]:
     faults = []
-    for name in layout.DIGESTED_FILES:
+    for name in sorted({*layout.DIGESTED_FILES, *content["files"]}):
         if not (path / name).is_file():
             faults.append(Fault(file=name, what="missing"))
         elif layout.digest_file(path / name) != content["files"][name]:
@@ -128,10 +128,10 @@ def _files(folder: Path, digests: Mapping[str, str]) -> list[Fault]:
     return faults
 
 
-def _foreign(path: Path, keys: set[str]) -> list[Fault]:
+def _foreign(path: Path, keys: set[str], *, known: set[str]) -> list[Fault]:
     """What lies in the store and does not belong to it."""
-    known = {layout.STORE_FILE, layout.STUDIES, *layout.DIGESTED_FILES}
-    found = [entry.name for entry in path.iterdir() if entry.name not in known]
+    ours = {layout.STORE_FILE, layout.STUDIES, layout.PAGE_FILE, *known}
+    found = [entry.name for entry in path.iterdir() if entry.name not in ours]
     found += [f"{layout.STUDIES}/{entry.name}" for entry in (path / layout.STUDIES).iterdir() if entry.name not in keys]
     faults = []
     for name in found:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from tomoglot.store import layout
+from tomoglot.store import layout, looks
 from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
 from tomoglot.store.conform import Conformed, conform
 from tomoglot.store.plan import Plan
 from tomoglot.studies.atomic import flush_tree, write_bytes
 from tomoglot.studies.cluster import each_anywhere
-from tomoglot.studies.curate import AcceptedRow, Examined, examine
+from tomoglot.studies.curate import AcceptedRow, Looked, accepted_of, examine, kept_of
 from tomoglot.studies.journal import reading, stamps
 from tomoglot.studies.pool import WorkerDied
 from tomoglot.studies.source import RejectedRow, Sources
@@ -37,12 +37,19 @@ DEFAULT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSummary:
-    """What a run did: studies `accepted` (`skipped` of them were already there), rows `rejected`, store digest."""
+    """What a run did: studies `accepted` (`skipped` of them were already there), rows `rejected`, store digest.
+
+    `num_duplicates` counts pairs of series of two subjects that show the same, `num_leaks` those across the split;
+    `num_unlooked` studies of earlier runs which the search could not see.
+    """
 
     accepted: int
     rejected: int
     skipped: int
     digest: str
+    num_duplicates: int = 0
+    num_leaks: int = 0
+    num_unlooked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +69,7 @@ def write_store(
     scheduler: str | None = None,
     split_fractions: Mapping[str, float] | None = None,
     seed: int = 0,
+    look: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> IngestSummary:
     """Examine, conform and write every study of `sources` into the store at `out`.
@@ -75,6 +83,9 @@ def write_store(
     Splits are the sources' own where every study has one, otherwise drawn by subject with `split_fractions`
     (0.7 train, 0.1 val, 0.2 test) and `seed`. Once written, a subject's split never changes.
 
+    With `look`, measures, a signature and a small picture of each series are kept beside its study, and copies are
+    searched across subjects: `series.parquet`, `duplicates.parquet`, and what `serve.quality` makes a page of.
+
     Raises:
         ValueError: the store was made with another plan, a split is inconsistent, another run is writing this store,
             or no study was accepted.
@@ -87,24 +98,20 @@ def write_store(
         layout.remove_leftovers(out)
         splits = _keep_split(out, sources, split_fractions or DEFAULT_FRACTIONS, seed)
         jobs, refused = _plan_jobs(sources, splits, plan)
-        work, skipped = [], 0
-        for job in jobs:
-            known = _read_record(out, job.key)
-            if known is not None and known["source"] == job.fingerprint:
-                skipped += 1
-            else:
-                work.append(job)
-        done = skipped
+        work = [job for job in jobs if not _is_there(out, job, look=look)]
+        done = skipped = len(jobs) - len(work)
         if progress is not None:
             progress(done, len(jobs))
-        for job, result in _write_all(work, out=out, plan=plan, workers=workers, scheduler=scheduler):
+        one = partial(_write_study, out=out.absolute(), plan=plan, look=look)
+        for job, result in _write_all(one, work, out=out, workers=workers, scheduler=scheduler):
             if result:
                 layout.remove_study(out, job.key)
                 refused.extend(result)
             done += 1
             if progress is not None:
                 progress(done, len(jobs))
-        return _finish(out, [job.key for job in jobs], (*sources.rejected, *refused), skipped)
+        summary = _finish(out, [job.key for job in jobs], (*sources.rejected, *refused), look=look)
+        return replace(summary, skipped=skipped)
 
 
 def _keep_plan(out: Path, plan: Plan) -> None:
@@ -185,6 +192,11 @@ def _fingerprint(study: Study, split: str, plan: Plan) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def _is_there(out: Path, job: _Job, *, look: bool) -> bool:
+    known = _read_record(out, job.key)
+    return known is not None and known["source"] == job.fingerprint and (looks.is_kept(known) or not look)
+
+
 def _read_record(out: Path, key: str) -> dict[str, Any] | None:
     path = layout.study_folder(out, key) / layout.RECORD_FILE
     try:
@@ -194,10 +206,14 @@ def _read_record(out: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_all(
-    jobs: list[_Job], *, out: Path, plan: Plan, workers: int, scheduler: str | None
+    one: Callable[[_Job], tuple[RejectedRow, ...]],
+    jobs: list[_Job],
+    *,
+    out: Path,
+    workers: int,
+    scheduler: str | None,
 ) -> Iterator[tuple[_Job, tuple[RejectedRow, ...]]]:
     """Write every study; give the reasons why not. Given up (Ctrl-C), what was half written is swept away."""
-    one = partial(_write_study, out=out.absolute(), plan=plan)
     written = each_anywhere(one, jobs, workers=workers, scheduler=scheduler)
     try:
         with closing(written):
@@ -209,7 +225,7 @@ def _write_all(
         layout.remove_leftovers(out)
 
 
-def _write_study(job: _Job, *, out: Path, plan: Plan) -> tuple[RejectedRow, ...]:
+def _write_study(job: _Job, *, out: Path, plan: Plan, look: bool) -> tuple[RejectedRow, ...]:
     """Examine, conform and write one study. Returns nothing when it is in the store, the reasons when it is not."""
     one_thread_a_worker()
     try:
@@ -217,6 +233,8 @@ def _write_study(job: _Job, *, out: Path, plan: Plan) -> tuple[RejectedRow, ...]
         if not examined.volumes:
             return examined.rejected or (_refusal(job.study, "no-usable-series", "no series could be read"),)
         conformed = conform(examined, plan)
+        study = replace(job.study, split=job.split)
+        looked = kept_of(study, examined) if look else Looked(accepted=accepted_of(study, examined))
     except Rejected as reason:
         return (_refusal(job.study, reason.reason, reason.evidence),)
     except (ValueError, ArithmeticError, OSError, MemoryError) as error:
@@ -225,12 +243,13 @@ def _write_study(job: _Job, *, out: Path, plan: Plan) -> tuple[RejectedRow, ...]
     folder = out / layout.STUDIES / f"{layout.WRITING}{job.key}-{os.getpid()}"
     folder.mkdir()
     with layout.held(folder):
-        _fill(folder, job, examined, conformed, plan=plan)
+        refused = (*examined.rejected, *conformed.rejected)
+        _fill(folder, job, conformed, looked.model_copy(update={"rejected": refused}), plan=plan)
         layout.publish(folder, layout.study_folder(out, job.key))
     return ()
 
 
-def _fill(folder: Path, job: _Job, examined: Examined, conformed: Conformed, *, plan: Plan) -> None:
+def _fill(folder: Path, job: _Job, conformed: Conformed, looked: Looked, *, plan: Plan) -> None:
     """Write all files of a study and wait until they are on the disk."""
     arrays: dict[str, NDArray[np.generic]] = {layout.VOLUMES: conformed.voxels}
     write_array(folder / layout.VOLUMES, conformed.voxels, plan, attributes=_attributes(conformed))
@@ -238,12 +257,13 @@ def _fill(folder: Path, job: _Job, examined: Examined, conformed: Conformed, *, 
         arrays[layout.MASK] = conformed.mask
         write_array(folder / layout.MASK, conformed.mask, plan, attributes={})
     digests = {name: layout.digest_array(array) for name, array in arrays.items()}
+    if looked.series:
+        looks.keep(folder, looked)
     record = {
         "row": _row(job, conformed, digests).model_dump(mode="json"),
         "arrays": digests,
         "files": {name: layout.digest_file(folder / name) for name in layout.files_under(folder)},
-        "accepted": _accepted(job, examined).model_dump(mode="json"),
-        "rejected": [row.model_dump(mode="json") for row in (*examined.rejected, *conformed.rejected)],
+        **looked.model_dump(mode="json", include={"accepted", "rejected"}),
         "source": job.fingerprint,
     }
     (folder / layout.RECORD_FILE).write_bytes(layout.seal(record))
@@ -325,28 +345,11 @@ def _lines(affine: NDArray[np.float64]) -> AffineRows:
     return tuple(tuple(float(value) for value in line) for line in affine)  # type: ignore[return-value]
 
 
-def _accepted(job: _Job, examined: Examined) -> AcceptedRow:
-    """What the source held, before it was conformed."""
-    grids = {name: volume.grid for name, volume in sorted(examined.volumes.items())}
-    return AcceptedRow(
-        subject=job.study.subject,
-        study=job.study.study,
-        split=job.split,
-        simulated=job.study.simulated,
-        sequences=tuple(grids),
-        shapes=tuple(grid.shape for grid in grids.values()),
-        spacings_mm=tuple(grid.spacing_mm for grid in grids.values()),
-        has_report=job.study.report is not None,
-        has_mask=examined.mask is not None,
-        labels=dict(job.study.labels),
-    )
-
-
 def _refusal(study: Study, reason: str, evidence: str) -> RejectedRow:
     return RejectedRow(subject=study.subject, study=study.study, sequence="", file="", reason=reason, evidence=evidence)
 
 
-def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], skipped: int) -> IngestSummary:
+def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], *, look: bool) -> IngestSummary:
     """Write the tables from what lies in the study folders, and last the file that makes the store readable."""
     rows, accepted, rejected = [], [], list(refused)
     for folder in sorted((out / layout.STUDIES).iterdir()):
@@ -358,18 +361,19 @@ def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], skippe
     write_catalogue(rows, out / layout.CATALOGUE_FILE)
     write_table(accepted, out / layout.ACCEPTED_FILE, AcceptedRow)
     write_table(rejected, out / layout.REJECTED_FILE, RejectedRow)
+    copies = looks.gather(out, [row.key for row in rows]) if look else looks.forget(out)
+    tables = (*layout.DIGESTED_FILES, *(layout.LOOK_TABLES if look else ()))
     digest = store_digest(tuple(rows))
     content = {
         "format": layout.FORMAT,
         "studies": len(rows),
         "store_digest": digest,
         "split_digest": split_digest(read_split(out / layout.SPLIT_FILE)),
-        "files": {name: layout.digest_file(out / name) for name in layout.DIGESTED_FILES},
+        "files": {name: layout.digest_file(out / name) for name in tables},
     }
     write_bytes(out / layout.STORE_FILE, layout.seal(content))
     if not rows:
         raise ValueError(f"{out.name}: none of {len(keys)} studies was accepted; rejected.parquet says why for each")
     present = {row.key for row in rows}
-    return IngestSummary(
-        accepted=sum(key in present for key in keys), rejected=len(rejected), skipped=skipped, digest=digest
-    )
+    accepted_now = sum(key in present for key in keys)
+    return IngestSummary(accepted=accepted_now, rejected=len(rejected), skipped=0, digest=digest, **asdict(copies))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tomoglot.studies.appearance import SeriesRow, describe, picture
+from tomoglot.studies.appearance import SeriesRow, describe, picture, reduce
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.cluster import each_anywhere
 from tomoglot.studies.duplicates import DuplicateRow, find_duplicates
@@ -208,7 +208,7 @@ def _tables(sources: Sources, out: Path, results: _Results, *, num_kept: int) ->
     accepted = write_table((one.accepted for one in results if one.accepted), paths[ACCEPTED], AcceptedRow)
     refused = (row for rows in (sources.rejected, *_refused(results)) for row in rows)
     rejected = write_table(refused, paths[REJECTED], RejectedRow)
-    named = (row.model_copy(update={"picture": one.picture}) for one in results for row in one.series)
+    named = (row.model_copy(update={"picture": f"{PICTURES}/{one.picture}"}) for one in results for row in one.series)
     write_table(named, paths[SERIES], SeriesRow)
     pairs = find_duplicates(paths[SERIES])
     write_table(pairs, paths[DUPLICATES], DuplicateRow)
@@ -237,37 +237,41 @@ def look(study: Study) -> Looked:
     """Examine a study and keep the rows and a small picture only, so that voxels never cross a process."""
     try:
         found = examine(study)
-        return _kept_of(study, found) if found.volumes else Looked(rejected=found.rejected)
+        return kept_of(study, found) if found.volumes else Looked(rejected=found.rejected)
     except (ValueError, ArithmeticError, OSError, MemoryError) as error:
         # The message may hold a path; its kind may not.
         reason = "out-of-memory" if isinstance(error, MemoryError) else "cannot-be-processed"
         return Looked(rejected=(_row(study, Rejected(reason, f"{type(error).__name__} while it was read")),))
 
 
-def _kept_of(study: Study, found: Examined) -> Looked:
+def accepted_of(study: Study, found: Examined) -> AcceptedRow:
+    """The line of a study of which something was found good; what it says of the study is what `study` says."""
     volumes = [found.volumes[series.sequence] for series in found.study.series]
-    names = tuple(series.sequence for series in found.study.series)
-    said = {"split": study.split, "simulated": study.simulated}
-    row = AcceptedRow(
+    return AcceptedRow(
         subject=study.subject,
         study=study.study,
-        sequences=names,
+        split=study.split,
+        simulated=study.simulated,
+        sequences=tuple(series.sequence for series in found.study.series),
         shapes=tuple(volume.grid.shape for volume in volumes),
         spacings_mm=tuple(volume.grid.spacing_mm for volume in volumes),
         has_report=study.report is not None,
         has_mask=found.mask is not None,
         labels=dict(study.labels),
         report_digest="" if study.report is None else _digest_text(study.report.text),
-        **said,
     )
+
+
+def kept_of(study: Study, found: Examined) -> Looked:
+    """Rows and picture of a study of which something was found good; what they say of it is what `study` says."""
+    reduced = {series.sequence: reduce(found.volumes[series.sequence]) for series in found.study.series}
+    said = {"split": study.split, "simulated": study.simulated}
     series = tuple(
-        describe(volume, subject=study.subject, study=study.study, sequence=name).model_copy(
-            update={**said, "tile": tile}
-        )
-        for tile, (name, volume) in enumerate(zip(names, volumes, strict=True))
+        describe(one, subject=study.subject, study=study.study, sequence=name).model_copy(update={**said, "tile": tile})
+        for tile, (name, one) in enumerate(reduced.items())
     )
-    strips = base64.b64encode(picture(volumes)).decode()
-    return Looked(accepted=row, rejected=found.rejected, series=series, picture=strips)
+    strips = base64.b64encode(picture(list(reduced.values()))).decode()
+    return Looked(accepted=accepted_of(study, found), rejected=found.rejected, series=series, picture=strips)
 
 
 def look_at_all(
