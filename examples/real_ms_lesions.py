@@ -137,7 +137,7 @@ def draw(folders: Mapping[str, tuple[Path, Store]], real: list[Study], path: Pat
             learned = "" if predicted is not None else " (learned from)"
             axis.set_title(f"{study.subject} {study.study}\n{title}{learned}", size=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=70)
 
 
 if __name__ == "__main__":
