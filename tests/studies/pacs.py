@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,14 @@ from pydicom import dcmread
 
 BOUNDARY = "a-boundary"
 Behaviour = Callable[["Handler"], None]
+
+
+class _Quiet(ThreadingHTTPServer):
+    """A client that hangs up is no error here: the usual server prints a traceback with its address."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Pacs:
@@ -27,7 +36,7 @@ class Pacs:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.page_of = lambda found, limit, offset: found[offset : offset + limit]
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"pacs": self}))
+        self.server = _Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"pacs": self}))
         self.server.daemon_threads = True
         self.server.block_on_close = False
         self.address = f"http://127.0.0.1:{self.server.server_port}/dicom-web"

@@ -32,7 +32,10 @@ def main() -> None:
 
 
 def _say_interrupted() -> None:
-    print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+    print(
+        "interrupted; what was finished is kept: the same command goes on, or where it cannot (scores) begins again",
+        file=sys.stderr,
+    )
 
 
 def _in_one_line(error: Exception) -> str:
