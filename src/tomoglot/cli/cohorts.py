@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -116,6 +116,11 @@ class SourceOptions:
     resample_tilt: bool
     subject_from_study: bool
 
+    @classmethod
+    def of(cls, context: typer.Context) -> Self:
+        """Those of a verb that declares them all: each verb's own list of names would be the same."""
+        return cls(**{field.name: context.params[field.name] for field in fields(cls)})
+
 
 SourceArgument = Annotated[
     Path,
@@ -159,6 +164,7 @@ SchedulerOption = Annotated[
 
 @app.command()
 def ingest(
+    context: typer.Context,
     source: SourceArgument,
     out: OutOption,
     reports: ReportsOption = None,
@@ -191,18 +197,7 @@ def ingest(
     from tomoglot.store.writer import write_store
 
     chosen = _plan(spacing_mm, field, plan, plan_of)
-    options = SourceOptions(
-        layout=layout,
-        reports=reports,
-        columns=columns,
-        report_columns=report_columns,
-        report_encoding=report_encoding,
-        key=key,
-        workers=workers,
-        resample_tilt=resample_tilt,
-        subject_from_study=subject_from_study,
-    )
-    sources = _read(source, out, options)
+    sources = _read(source, out, SourceOptions.of(context))
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
         done = write_store(
             sources,
@@ -240,6 +235,7 @@ def _tell(done: IngestSummary, source: Path, out: Path) -> None:
 
 @app.command()
 def curate(
+    context: typer.Context,
     source: SourceArgument,
     out: OutOption,
     reports: ReportsOption = None,
@@ -256,18 +252,7 @@ def curate(
     """Only the checks: tables of what is accepted and rejected, duplicates, and a page to look at; no store."""
     from tomoglot.serve.quality import curate_cohort
 
-    options = SourceOptions(
-        layout=layout,
-        reports=reports,
-        columns=columns,
-        report_columns=report_columns,
-        report_encoding=report_encoding,
-        key=key,
-        workers=workers,
-        resample_tilt=resample_tilt,
-        subject_from_study=subject_from_study,
-    )
-    sources = _read(source, out, options)
+    sources = _read(source, out, SourceOptions.of(context))
     with progress_bar(f"checking {len(sources.studies)} studies") as report:
         done, page = curate_cohort(
             sources, out.absolute(), workers=max(1, workers), scheduler=scheduler, progress=report
