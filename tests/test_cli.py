@@ -19,7 +19,7 @@ SOURCE = {
 }
 VERBS = {
     "demo": {"out", "subjects", "seed"},
-    "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "workers"},
+    "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "sequences", "workers"},
     "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed", "look"},
     "curate": SOURCE,
     "pull": {

@@ -234,3 +234,23 @@ def test_the_montage_is_drawn_and_says_simulated(cohort, tmp_path):
 def test_a_cohort_of_nobody_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1 subject"):
         write_cohort(tmp_path, subjects=0, seed=0, spacing_mm=SPACING_MM)
+
+
+def test_fewer_sequences_may_be_acquired_and_nothing_else_moves():
+    for index in range(6):
+        whole = generate(4, index, spacing_mm=8.0)
+        part = generate(4, index, spacing_mm=8.0, sequences=("t1w", "flair"))
+        kept = [name for name in whole.volumes if name in ("t1w", "flair")]
+        assert list(part.volumes) == (kept or ["t1w"])
+        assert part.truth["acquisition"].items() <= (whole.truth["acquisition"] | part.truth["acquisition"]).items()
+        np.testing.assert_array_equal(part.mask.voxels, whole.mask.voxels)
+        assert part.labels == whole.labels
+        assert not re.search(r"diffusion|DWI|susceptib", part.report.text, re.IGNORECASE)
+    with pytest.raises(ValueError, match=r"no sequence adc; there are t1w"):
+        generate(4, 0, spacing_mm=8.0, sequences=("adc",))
+
+
+def test_a_liver_cohort_of_two_phases_has_no_other(tmp_path):
+    table = write_cohort(tmp_path, subjects=3, seed=2, spacing_mm=8.0, cohort="liver", sequences=["arterial", "t2w"])
+    with table.open() as rows:
+        assert {row["sequence"] for row in csv.DictReader(rows)} <= {"arterial", "t2w"}

@@ -30,6 +30,7 @@ def phantom(
     seed: int = 0,
     spacing_mm: Annotated[float, typer.Option(min=1.0, max=6.0, help="Voxel size of the simulation.")] = 2.0,
     only: Annotated[str | None, typer.Option(help="Only studies of one kind, such as normal.")] = None,
+    sequences: Annotated[str | None, typer.Option(help="Only these may be acquired, with commas: t1w,t2w.")] = None,
     workers: WorkersOption = 2,
 ) -> None:
     """Write a simulated cohort: NIfTI in BIDS-like folders, studies.csv, reports, masks, truth and a montage."""
@@ -43,6 +44,7 @@ def phantom(
             seed=seed,
             spacing_mm=spacing_mm,
             only=only,
+            sequences=None if sequences is None else [name.strip() for name in sequences.split(",")],
             workers=workers,
             progress=report,
         )

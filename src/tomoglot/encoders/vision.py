@@ -77,7 +77,21 @@ class VisionEncoder(nn.Module, ABC):
 
 
 # Files of this room that are not backbones.
-PARTS = frozenset({"vision", "text", "fusion", "decoder", "skip_decoder", "template", "covered", "project", "weights"})
+PARTS = frozenset(
+    {
+        "vision",
+        "text",
+        "fusion",
+        "gated_attention",
+        "memory",
+        "patches",
+        "decoder",
+        "skip_decoder",
+        "template",
+        "covered",
+    }
+    | {"project", "weights"}
+)
 
 
 def names() -> list[str]:

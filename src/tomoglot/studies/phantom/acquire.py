@@ -6,7 +6,7 @@ spacing nor a missing sequence can give a finding away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -37,10 +37,29 @@ class Acquisition:
         return asdict(self)
 
 
-def draw_acquisitions(rng: np.random.Generator) -> dict[str, Acquisition]:
+def draw_present(
+    rng: np.random.Generator, names: Sequence[str], *, missing_share: float, asked: Sequence[str] | None
+) -> NDArray[np.bool_]:
+    """Which of the cohort's sequences a study has: each with 1 - `missing_share`, of those asked for, and never none.
+
+    What is asked for moves no other draw: the same study with fewer sequences.
+    """
+    present = rng.random(len(names)) >= missing_share
+    present[int(rng.integers(len(names)))] |= not present.any()
+    if asked is not None:
+        unknown = sorted(set(asked) - set(names))
+        if unknown or not asked:
+            raise ValueError(
+                f"there is no sequence {', '.join(unknown) or '(none asked)'}; there are {', '.join(names)}"
+            )
+        present &= [name in asked for name in names]
+        present[list(names).index(asked[0])] |= not present.any()
+    return present
+
+
+def draw_acquisitions(rng: np.random.Generator, asked: Sequence[str] | None = None) -> dict[str, Acquisition]:
     """The acquired sequences, each present with 3 in 4, never none, and how each was acquired."""
-    present = rng.random(len(SEQUENCES)) >= MISSING_SHARE
-    present[int(rng.integers(len(SEQUENCES)))] |= not present.any()
+    present = draw_present(rng, SEQUENCES, missing_share=MISSING_SHARE, asked=asked)
     drawn = {}
     for name, acquired in zip(SEQUENCES, present, strict=True):
         gain, snr = float(np.exp(rng.uniform(np.log(150), np.log(1500)))), float(rng.uniform(18, 40))

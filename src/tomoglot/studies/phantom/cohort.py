@@ -6,7 +6,7 @@ from the truth. Every step has a generator of its own, so that a change in one n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -58,11 +58,13 @@ def generate(
     split_fractions: Mapping[str, float] = SPLIT_FRACTIONS,
     skull_stripped: bool = True,
     motion_mm: float = 0.0,
+    sequences: Sequence[str] | None = None,
 ) -> PhantomStudy:
     """One simulated study: a pure function of its arguments.
 
-    `only` restricts the disease ("normal" makes a control); `motion_mm` moves each series rigidly by about so much.
-    Raises ValueError for a spacing outside 1 to 8 mm, an unknown `only`, and when nilearn's maps are not installed.
+    `only` restricts the disease ("normal" makes a control); `motion_mm` moves each series rigidly by about so much;
+    `sequences` are those that may be acquired (None: all). Raises ValueError for a spacing outside 1 to 8 mm, for an
+    unknown `only` or sequence, and when nilearn's maps are not installed.
     """
     split = split_of(seed, index, split_fractions)
     base = template(spacing_mm)
@@ -72,7 +74,7 @@ def generate(
         base, stream(seed, index, "anatomy"), volume_loss=disease.volume_loss, effects=disease.effects
     )  # fmt: skip
     canvas = draw(head, disease, stream(seed, index, "lesions"))
-    plan = draw_acquisitions(stream(seed, index, "acquisition"))
+    plan = draw_acquisitions(stream(seed, index, "acquisition"), sequences)
     acquired = tuple(plan)
     findings = find(canvas, disease, acquired)
     present = {finding.type for finding in findings}

@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -78,12 +78,14 @@ def write_cohort(
     skull_stripped: bool = True,
     motion_mm: float | None = None,
     cohort: str = "brain",
+    sequences: Sequence[str] | None = None,
 ) -> Path:
     """Write a simulated cohort; returns its studies.csv, which is written last.
 
     Files are the same bytes whatever the number of `workers`. `progress(done, total)` is called after every study.
     `motion_mm` None is the cohort's own: nothing moves in the brain, breath-holds differ in the liver. `skull_stripped`
-    sets to zero what lies outside the brain, or in the liver cohort outside the body.
+    sets to zero what lies outside the brain, or in the liver cohort outside the body. `sequences` are those that may be
+    acquired; reports speak of no other.
     Raises ValueError as `generate` does, for an unknown cohort, and for fewer than one subject or worker.
     """
     known = cohort_named(cohort)
@@ -96,6 +98,8 @@ def write_cohort(
         "skull_stripped": skull_stripped,
         "motion_mm": known.motion_mm if motion_mm is None else motion_mm,
     }
+    if sequences is not None:
+        options["sequences"] = tuple(sequences)
     one = partial(make, out=out, seed=seed, cohort=cohort, options=options)
     rows: dict[int, list[dict[str, str]]] = {}
     done = progress or (lambda _done, _total: None)

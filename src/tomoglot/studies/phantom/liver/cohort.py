@@ -44,16 +44,17 @@ def generate(
     split_fractions: Mapping[str, float] = SPLIT_FRACTIONS,
     skull_stripped: bool = True,
     motion_mm: float = 2.0,
+    sequences: Sequence[str] | None = None,
 ) -> PhantomStudy:
     """One simulated liver study: a pure function of its arguments.
 
     `only` restricts the disease ("normal", or a kind of lesion); `motion_mm` is the deviation of the breath-hold of a
     dynamic phase from that of the portal venous phase, in which mask and truth are (twice as much for T2 and
-    diffusion); `skull_stripped`, named for the brain, sets what is outside the body to zero.
-    Raises ValueError for a spacing outside 1 to 8 mm and for an unknown `only`.
+    diffusion); `skull_stripped`, named for the brain, sets what is outside the body to zero; `sequences` are those that
+    may be acquired (None: all). Raises ValueError for a spacing outside 1 to 8 mm, and an unknown `only` or sequence.
     """
     split = split_of(seed, index, split_fractions)
-    session = draw_session(stream(seed, index, "liver acquisition"))
+    session = draw_session(stream(seed, index, "liver acquisition"), sequences)
     kinds = draw_kinds(stream(seed, index, "liver disease"), only)
     fats = draw_fats(stream(seed, index, "liver fat"))
     torso = build_torso(field_of_view(spacing_mm), stream(seed, index, "liver anatomy"))

@@ -6,14 +6,14 @@ dynamic phases, and the in-phase and out-of-phase echoes, which are also of one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
 from tomoglot.geometry import Grid
-from tomoglot.studies.phantom.acquire import Acquisition, digitise, thicken
+from tomoglot.studies.phantom.acquire import Acquisition, digitise, draw_present, thicken
 from tomoglot.studies.phantom.fields import Floats, smooth_field
 from tomoglot.studies.phantom.liver.signal import FIELDS_T, SEQUENCES, Scanner, jittered, signals
 from tomoglot.studies.phantom.liver.torso import Torso
@@ -45,10 +45,9 @@ class Session:
     breath: dict[str, float]  # in units of the asked-for breathing, positive towards the head
 
 
-def draw_session(rng: np.random.Generator) -> Session:
+def draw_session(rng: np.random.Generator, asked: Sequence[str] | None = None) -> Session:
     """The acquired series, each present with 4 in 5, never none, and how the visit was done."""
-    present = rng.random(len(SEQUENCES)) >= MISSING_SHARE
-    present[int(rng.integers(len(SEQUENCES)))] |= not present.any()
+    present = draw_present(rng, SEQUENCES, missing_share=MISSING_SHARE, asked=asked)
     scanner = Scanner(field_t=float(rng.choice(FIELDS_T)), fat_left=float(rng.uniform(0.05, 0.18)))
     arrival = float(np.clip(rng.normal(15.0, 1.5), 12, 18))
     # Bolus tracking: the arterial phase follows the arrival.
