@@ -211,3 +211,29 @@ def test_the_network_finds_a_real_brain_and_cuts_nothing_of_it(shared: Path) -> 
     done = deface(volume)  # the data set was defaced by its makers: little is left to cut
     assert done.outcome == "cut" and 1 < done.removed_ml < 60
     assert 1300 < done.brain_ml < 1800 and np.prod(spacing_mm(volume.affine)) > 2
+
+
+def test_quickshear_is_given_a_rim_and_its_distance_in_voxels_of_the_up_axis(
+    quickshear: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quickshear as tool
+
+    volume, brain, _ = head()
+    rows = np.nonzero(brain.any((0, 1)))[0]
+    field = np.s_[:, :, rows[0] : rows[-1] + 1]
+    true, seen = tool.quickshear, []
+
+    def spy(ones, mask, buffer):
+        seen.append((np.asarray(mask.dataobj), buffer))
+        return true(ones, mask, buffer)
+
+    monkeypatch.setattr(tool, "quickshear", spy)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        turn = nibabel.orientations.inv_ornt_aff([(order.index(axis), 1) for axis in range(3)], brain[field].shape)
+        affine = AFFINE @ turn
+        deface(Volume(voxels=volume.voxels[field].transpose(order), affine=affine), brain=brain[field].transpose(order))
+        mask, buffer = seen.pop()
+        assert mask.shape == tuple(size + 2 for size in brain[field].transpose(order).shape)
+        for axis in range(3):
+            assert not mask.take([0, -1], axis=axis).any(), "opposite faces would join where the brain touches both"
+        assert buffer == pytest.approx(10 / 3), "10 mm are 3.3 slices of 3 mm, whichever axis runs up"
