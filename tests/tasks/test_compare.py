@@ -1,6 +1,7 @@
 """Several models on one task: mean over seeds, paired by subject, corrected, and from scratch beside them."""
 
 import types
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from tomoglot.batches.batch import Batch
+from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks import compare
@@ -22,6 +24,7 @@ class Config(Settings):
     controls: bool = True
     seed: int = 0
     label_fraction: float = Field(1.0, gt=0, le=1)
+    gain: float = 1.0
 
 
 class Quality(Recipe):
@@ -45,11 +48,12 @@ class Stub:
     asked: ClassVar[list[Config]] = []
 
     @classmethod
-    def score(cls, model: Quality, store: Any, config: Config) -> TaskResult:
+    def score(cls, model: Quality | Loaded, store: Any, config: Config) -> TaskResult:
         cls.asked.append(config)
+        model = model.recipe if isinstance(model, Loaded) else model
         study = np.random.default_rng(0).normal(0, 0.05, (STUDIES, 2))
         noise = np.random.default_rng(config.seed + 10).normal(0, 0.02, (STUDIES, 2))
-        value = model.value * config.label_fraction**0.2 + study + noise
+        value = config.gain * model.value * config.label_fraction**0.2 + study + noise
         return TaskResult(
             task="stub",
             split="test",
@@ -129,7 +133,7 @@ def test_nothing_to_compare_is_refused(store: Any) -> None:
 
 def test_a_measure_that_the_task_does_not_have_is_refused(store: Any) -> None:
     with pytest.raises(ValueError, match="'dicee' is none of this task's: dice"):
-        compare_pretraining({"good": Quality(0.6)}, store, "stub", measure="dicee", draws=50)
+        compare_pretraining({"good": Quality(0.6)}, store, "stub", measures=("dicee",), draws=50)
 
 
 def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
@@ -150,6 +154,9 @@ def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
     monkeypatch.setattr(Stub, "score", score)
     result = compare_pretraining({"good": Quality(0.9)}, store, "stub", draws=200)
     assert {row.metric for row in (*result.scores, *result.comparisons)} == {"auroc"}
+    more = compare_pretraining({"good": Quality(0.9)}, store, "stub", measures=("brier", "auroc"), draws=200)
+    assert {row.metric for row in more.comparisons} == {"brier"}, "arms are tested on the first"
+    assert {row.metric for row in more.scores} == {"brier", "auroc"}
     found = score(Quality(0.9), store, Config()).predictions
     sick = np.array([p.probabilities["mass"] for p in found if p.labels["mass"]])
     well = np.array([p.probabilities["mass"] for p in found if not p.labels["mass"]])
@@ -166,3 +173,47 @@ def test_studies_of_one_class_are_refused_in_words(store: Any, monkeypatch: pyte
     monkeypatch.setattr(Stub, "score", score)
     with pytest.raises(ValueError, match="one class only"):
         compare_pretraining({"good": Quality(0.9)}, store, "stub", draws=50)
+
+
+def test_a_variant_is_the_first_model_under_its_own_settings(store: Any) -> None:
+    models = {"good": Quality(0.6), "other": Quality(0.5)}
+    result = compare_pretraining(models, store, "stub", variants={"halved": Config(gain=0.5)}, draws=200)
+    values = {row.arm: row.value for row in result.scores}
+    assert values["good"] - values["halved"] == pytest.approx(0.3) and set(values) == {
+        "good",
+        "other",
+        "halved",
+        SCRATCH,
+    }
+    assert {row.against for row in result.comparisons} == {"other", "halved", SCRATCH}
+    for name in ("good", SCRATCH):
+        with pytest.raises(ValueError, match=f"two arms are called {name}"):
+            compare_pretraining(models, store, "stub", variants={name: Config()})
+
+
+def loaded(value: float, *, weights: str) -> Loaded:
+    card: Any = types.SimpleNamespace(recipe=Config(), weights_digest=weights, sequences=("t1w",))
+    return Loaded(recipe=Quality(value), card=card, folder=Path())
+
+
+def test_what_was_trained_is_not_trained_again_and_gives_the_same_numbers(store: Any, tmp_path: Path) -> None:
+    store.digest = "one"
+    models = {"good": loaded(0.6, weights="a"), "bad": loaded(0.4, weights="b")}
+    first = compare_pretraining({"good": models["good"]}, store, "stub", seeds=(0, 1), kept=tmp_path, draws=200)
+    assert len(Stub.asked) == 4
+    again = compare_pretraining(models, store, "stub", seeds=(0, 1), kept=tmp_path, draws=200)
+    assert len(Stub.asked) == 6, "only the new arm is trained"
+    assert {row.arm: row for row in again.scores}["good"] == first.scores[0]
+    for change in ({"store": types.SimpleNamespace(rows=store.rows, digest="two")}, {"config": Config(gain=0.9)}):
+        Stub.asked = []
+        given = {"store": store, "config": None} | change
+        compare_pretraining({"good": models["good"]}, given["store"], "stub", given["config"], kept=tmp_path, draws=50)
+        assert len(Stub.asked) == 2, "other data or settings are another training"
+    Stub.asked = []
+    compare_pretraining({"good": loaded(0.6, weights="c")}, store, "stub", seeds=(0, 1), kept=tmp_path, draws=50)
+    assert len(Stub.asked) == 2, "other weights too; from scratch has none"
+
+
+def test_only_what_has_a_digest_is_kept(store: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only a comparison of checkpoints on a store can be kept"):
+        compare_pretraining({"good": Quality(0.6)}, store, "stub", kept=tmp_path)

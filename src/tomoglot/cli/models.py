@@ -115,10 +115,19 @@ def compare(
     out: OutOption,
     fractions: Annotated[list[float] | None, typer.Option("--label-fraction", help="Repeatable.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="One training each. Repeatable.")] = None,
-    measure: Annotated[str, typer.Option(help="What is compared of a segmentation: dice, lesion_f1, nsd.")] = "dice",
+    measure: Annotated[
+        str | None, typer.Option(help="With commas; arms are tested on the first: dice,nsd or auroc,brier.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:SETTING=VALUE[;...]: the first run once more, so changed. Repeatable."),
+    ] = None,
     changes: SetOption = None,
 ) -> None:
-    """Train a task on several runs and from scratch, at several shares of the labels, and test them in pairs."""
+    """Train a task on several runs and from scratch, at several shares of the labels, and test them in pairs.
+
+    Every training is kept in OUT/trainings: interrupted, or with one more arm, it trains only what is missing.
+    """
     from rich.console import Console
 
     from tomoglot.checkpoint import load_checkpoint
@@ -131,6 +140,9 @@ def compare(
     if any(not (name and equals and path) for name, equals, path in pairs) or len({p[0] for p in pairs}) < len(pairs):
         raise ValueError(f"--run wants NAME=RUN_FOLDER with names that differ, got {', '.join(runs)}")
     config = load(task, verb="transfer").Config().set(changes or [])
+    varied = [one.partition(":") for one in vary or []]
+    if any(not (name and colon and its) for name, colon, its in varied):
+        raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")
     models = {name: load_checkpoint(Path(path)) for name, _, path in pairs}
     with progress_bar("training") as report:
         result = compare_pretraining(
@@ -140,7 +152,9 @@ def compare(
             config,
             fractions=fractions or [1.0],
             seeds=seeds or [0],
-            measure=measure,
+            measures=[name.strip() for name in measure.split(",")] if measure else (),
+            variants={name: config.set(its.split(";")) for name, _, its in varied},
+            kept=out / "trainings",
             progress=report,
         )
     Console().print(table(result))

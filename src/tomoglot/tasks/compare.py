@@ -3,12 +3,20 @@
 A single fine-tuning says little: what is drawn at its start moves a score as much as pre-training does. So every arm is
 trained once a seed, its score is the mean over seeds, and arms are compared on the same drawn subjects. The interval
 covers which subjects were scored; the values of single seeds stand beside it and show what training itself varies.
+
+An arm is a model under the task's settings, or the first model under settings of its own (a variant: an ablation of
+what the task adds). With a folder, every training that is done is kept there, and a comparison that was interrupted, or
+that gets one arm more, trains only what is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +26,11 @@ from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import from_scratch, is_simulated
-from tomoglot.tasks.intervals import DRAWS, Statistic, interval, macro_auroc, paired_test
+from tomoglot.tasks.intervals import DRAWS, Statistic, interval, macro_of, paired_test
+from tomoglot.tasks.metrics import METRICS
 from tomoglot.tasks.regions import mean_statistic
 from tomoglot.tasks.scoring import holm_comparisons
-from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, TaskResult, load
+from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, Task, TaskResult, load, load_result, save_result
 
 Report = Callable[[int, int], None]
 
@@ -47,11 +56,13 @@ def compare_pretraining(
     *,
     fractions: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (0,),
-    measure: str = "dice",
+    measures: Sequence[str] = (),
+    variants: Mapping[str, Settings] | None = None,
+    kept: Path | None = None,
     draws: int = DRAWS,
     progress: Report | None = None,
 ) -> TaskResult:
-    """Score every model, and the first one's network from scratch, at every share of the labels.
+    """Score every model, its variants, and the first one's network from scratch, at every share of the labels.
 
     Args:
         models: a name and a checkpoint each; all are compared with the first, which is also what `from scratch` copies.
@@ -60,33 +71,41 @@ def compare_pretraining(
         config: its settings, None for the defaults; `seed`, `label_fraction` and `controls` are set here.
         fractions: shares of the training subjects that keep their labels.
         seeds: one training each. Subjects that keep labels differ from seed to seed too.
-        measure: what is averaged where the task measures studies one by one, such as `dice`; AUROC elsewhere.
+        measures: what is averaged: names of what the task measures of single studies, or, for a task that gives
+            probabilities, of metrics of a finding; none is `dice` or `auroc`. Arms are tested on the first.
+        variants: a name and settings each: the first model once more, under them.
+        kept: a folder in which every training's result is kept, and looked for before training.
         draws: of the bootstrap.
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, no fraction or no seed, or `task` is no task of `transfer`,
-            `measure` is none of its measures, or the scored studies hold one class only.
+        ValueError: no model, no fraction or no seed, two arms of one name, `task` is no task of `transfer`, a measure
+            is none of its own, or the scored studies hold one class only.
     """
+    variants = variants or {}
     if not (models and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    if twice := sorted({*models, SCRATCH} & set(variants)):
+        raise ValueError(f"two arms are called {', '.join(twice)}: give every variant a name of its own")
     found_task = load(task, verb="transfer")
     config = found_task.Config() if config is None else config
-    first = next(iter(models.values()))
-    start = first.recipe if isinstance(first, Loaded) else first
-    names = (*models, SCRATCH)
+    first = next(iter(models))
+    arms = {name: (name, config) for name in models} | {name: (first, its) for name, its in variants.items()}
+    arms |= {SCRATCH: (SCRATCH, config)}
+    train = partial(_train, found_task, models=models, store=store, kept=kept)
     rows: list[_Trained] = []
+    done = 0
     for fraction in fractions:
-        for name in names:
+        for name, (model, settings) in arms.items():
             found = []
             for seed in seeds:
-                model = from_scratch(start, seed=seed) if name == SCRATCH else models[name]
-                job = config.but(seed=seed, label_fraction=fraction, controls=False)
-                found.append(found_task.score(model, store, job).predictions)
-                _metric(found[-1], measure)  # A wrong name is said after one training, not after all.
+                job = settings.but(seed=seed, label_fraction=fraction, controls=False)
+                found.append(train(model, job, seed=seed).predictions)
+                chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
+                done += 1
                 if progress is not None:
-                    progress(len(rows) * len(seeds) + len(found), len(names) * len(fractions) * len(seeds))
-            rows.append(_trained(name, fraction, found, store, measure))
+                    progress(done, len(arms) * len(seeds) * len(fractions))
+            rows += [_trained(name, fraction, found, store, measure) for measure in chosen]
     split = str(getattr(config, "split", "test"))
     return TaskResult(
         task=f"compare-{task}",
@@ -96,9 +115,50 @@ def compare_pretraining(
         subjects=len(np.unique(rows[0].subjects)),
         studies=len(rows[0].subjects),
         scores=tuple(_score(row, draws) for row in rows),
-        comparisons=_compare(rows, names[0], draws),
-        notes=tuple(_seed_note(row, seeds) for row in rows),
+        comparisons=_compare([row for row in rows if row.metric == rows[0].metric], first, draws),
+        notes=tuple(_seed_note(row, seeds) for row in rows if row.metric == rows[0].metric),
     )
+
+
+def _train(
+    task: Task,
+    name: str,
+    config: Settings,
+    *,
+    models: Mapping[str, Recipe | Loaded],
+    store: StudySource,
+    kept: Path | None,
+    seed: int,
+) -> TaskResult:
+    """One training's result: from the folder where it was done before, else now, and then kept there."""
+    first = next(iter(models.values()))
+    path = None if kept is None else _kept_at(kept, name, models.get(name, first), store, config)
+    if path is not None and path.is_file():
+        return load_result(path)
+    start = first.recipe if isinstance(first, Loaded) else first
+    model = from_scratch(start, seed=seed) if name == SCRATCH else models[name]
+    result = task.score(model, store, config)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_result(result.under(config), path)
+    return result
+
+
+def _kept_at(kept: Path, name: str, model: Recipe | Loaded, store: StudySource, config: Settings) -> Path:
+    """Where a training is kept: told apart by weights, store and settings, so that no other is ever taken for it.
+
+    Raises:
+        ValueError: the model is no checkpoint, or the store no store of ours: nothing says what they hold.
+    """
+    digest = getattr(store, "digest", "")
+    if not (isinstance(model, Loaded) and digest):
+        raise ValueError("only a comparison of checkpoints on a store can be kept: nothing else has a digest")
+    # From scratch, what counts of the first model are the settings that build it.
+    built = model.card.recipe.model_dump(mode="json", serialize_as_any=True)
+    what = [name == SCRATCH, built if name == SCRATCH else model.card.weights_digest, model.card.sequences, digest]
+    what += [type(config).__module__, config.model_dump(mode="json", serialize_as_any=True)]
+    text = json.dumps(what, sort_keys=True)
+    return kept / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
 def _trained(
@@ -108,15 +168,14 @@ def _trained(
     people = {row.key: row.subject for row in store.rows}
     studies = [prediction.study for prediction in found[0]]
     assert all([p.study for p in predictions] == studies for predictions in found), "seeds scored other studies"
-    metric = _metric(found[0], measure)
-    statistics = [_statistic(predictions, metric) for predictions in found]
+    statistics = [_statistic(predictions, measure) for predictions in found]
     subjects = np.unique([people[study] for study in studies], return_inverse=True)[1]
     everybody = np.ones((1, len(studies)))
     positive = [np.mean([p.labels.get(name, 0.0) for p in found[0]]) for name in sorted(found[0][0].labels)]
     return _Trained(
         arm=arm,
         fraction=fraction,
-        metric=metric,
+        metric=measure,
         values=tuple(float(statistic(everybody)[0]) for statistic in statistics),
         statistic=lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0),
         subjects=subjects,
@@ -124,28 +183,30 @@ def _trained(
     )
 
 
-def _metric(predictions: Sequence[Prediction], measure: str) -> str:
-    """`measure` where the task measures studies one by one, else AUROC: no score may bear another's name.
+def _measures(predictions: Sequence[Prediction], asked: Sequence[str]) -> tuple[str, ...]:
+    """The measures that were asked for, or the usual one: no score may bear another's name.
 
     Raises:
-        ValueError: the task has measures, and this is none of them.
+        ValueError: the task does not have one of them.
     """
-    known = sorted({key.rpartition("/")[2] for p in predictions for key in p.measures})
-    if known and measure not in known:
-        raise ValueError(f"measure {measure!r} is none of this task's: {', '.join(known)}")
-    return measure if known else "auroc"
+    of_studies = sorted({key.rpartition("/")[2] for p in predictions for key in p.measures})
+    known = of_studies or list(METRICS)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(f"measure {', '.join(map(repr, unknown))} is none of this task's: {', '.join(known)}")
+    return tuple(asked) or ("dice" if "dice" in of_studies else known[0],)
 
 
-def _statistic(predictions: Sequence[Prediction], metric: str) -> Statistic:
-    """Mean over regions of a measure's mean over studies, or the macro AUROC of the probabilities."""
-    if metric != "auroc":
-        names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == metric})
+def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:
+    """Mean over regions of a measure's mean over studies, or over findings of a metric of the probabilities."""
+    names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == measure})
+    if names:
         return mean_statistic(np.array([[p.measures.get(name, np.nan) for name in names] for p in predictions]))
     findings = sorted({name for p in predictions for name in p.probabilities})
     given = np.array([[p.probabilities.get(name, np.nan) for name in findings] for p in predictions])
     labels = np.array([[p.labels.get(name, 0.0) for name in findings] for p in predictions])
     known = np.array([[name in p.labels for name in findings] for p in predictions])
-    return macro_auroc(given, labels, known)
+    return macro_of(METRICS[measure], given, labels, known)
 
 
 def _title(row: _Trained) -> str:

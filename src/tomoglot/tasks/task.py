@@ -271,6 +271,13 @@ def save_result(result: TaskResult, path: Path) -> Path:
     return path
 
 
+def load_result(path: Path) -> TaskResult:
+    """Read a result with its predictions, as `save_result` wrote them."""
+    lines = path.with_suffix(".predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    result = TaskResult.from_json(path.read_text(encoding="utf-8"))
+    return result.but(predictions=tuple(Prediction(**json.loads(line)) for line in lines))
+
+
 def write_json(path: Path, value: Any) -> Path:
     """Write JSON atomically, keys sorted; NaN is refused, since other readers do."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
