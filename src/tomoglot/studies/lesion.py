@@ -33,17 +33,48 @@ LESIONS: Mapping[str, int] = {
     "haemangioma": 13,
     "fnh": 14,
     "liver_abscess": 15,
+    # Findings of the chest, one number each, under the finding's own name.
+    "lung_nodule": 16,
+    "consolidation": 17,
+    "lung_opacity": 18,
+    "atelectasis": 19,
+    "emphysema": 20,
+    "mosaic_attenuation_pattern": 21,  # the darker patches
+    "interlobular_septal_thickening": 22,
+    "bronchiectasis": 23,
+    "peribronchial_thickening": 24,
+    "pulmonary_fibrotic_sequela": 25,
+    "pleural_effusion": 26,
+    "pericardial_effusion": 27,
+    "hiatal_hernia": 28,
+    "lymphadenopathy": 29,
+    "arterial_wall_calcification": 30,
+    "coronary_artery_wall_calcification": 31,
+    "medical_material": 32,
 }
+_LUNG = ("lung_nodule", "consolidation", "lung_opacity", "atelectasis")
 _CORE = ("necrosis", "rim", "non_enhancing", "cystic")
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "enhancing": ("rim",),
     "core": _CORE,
     "whole": (*_CORE, "oedema"),
     "liver_lesion": ("hcc", "icc", "liver_metastasis", "liver_cyst", "haemangioma", "fnh", "liver_abscess"),
+    "lung_lesion": _LUNG,
+    "chest_finding": tuple(name for name, number in LESIONS.items() if 16 <= number <= 32),
     "lesion": tuple(LESIONS),
 }
-"""Regions that join tissues: the three of the BraTS challenges, the liver's, and everything. A tissue's name is one as
-well."""
+"""Regions that join tissues: the three of the BraTS challenges, the liver's, what of the lungs holds less air than it
+should, all of the chest, and everything. A tissue's name is one as well."""
+
+FINDING_REGIONS: Mapping[str, str] = {
+    "mass": "whole",
+    "demyelination": "plaque",
+    "haemorrhage": "blood",
+    "metastasis": "liver_metastasis",
+    "cyst": "liver_cyst",
+    "abscess": "liver_abscess",
+}
+"""The region that a finding of the reports is seen in, where it is not the one of the finding's own name."""
 
 NUM_LABELS = 256
 
@@ -62,6 +93,12 @@ def region_numbers(name: str) -> tuple[int, ...]:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"there is no region {name!r}; {hint}")
+
+
+def finding_numbers(finding: str) -> tuple[int, ...] | None:
+    """Mask numbers of the region that a finding is seen in; None for one that no mask shows, such as `normal`."""
+    region = FINDING_REGIONS.get(finding, finding)
+    return region_numbers(region) if region in REGIONS or region in LESIONS else None
 
 
 def check_mask_labels(labels: Mapping[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""Simulated studies: anatomy, MR physics, lesions with truth, and reports derived from it; brain and liver cohorts."""
+"""Simulated studies: anatomy, MR and CT physics, lesions with truth, and reports derived from it; three cohorts."""
 
 from tomoglot.studies.phantom.cohort import FINDINGS, generate
 from tomoglot.studies.phantom.files import COHORTS, write_cohort, write_study

@@ -70,9 +70,8 @@ def generate(
     base = template(spacing_mm)
     rng = stream(seed, index, "disease")
     disease = draw_disease(rng, base, draw_kinds(rng, only))
-    head = build_head(
-        base, stream(seed, index, "anatomy"), volume_loss=disease.volume_loss, effects=disease.effects
-    )  # fmt: skip
+    anatomy = stream(seed, index, "anatomy")
+    head = build_head(base, anatomy, volume_loss=disease.volume_loss, effects=disease.effects)
     canvas = draw(head, disease, stream(seed, index, "lesions"))
     plan = draw_acquisitions(stream(seed, index, "acquisition"), sequences)
     acquired = tuple(plan)
@@ -83,13 +82,9 @@ def generate(
     absent = [name for name in FINDINGS if name != "normal" and name not in present]
     report, told = write_report(findings, absent, acquired, rng=stream(seed, index, "report"), test=split == "test")
     volumes = acquire(
-        canvas.fractions,
-        base.grid,
-        plan,
-        stream(seed, index, "noise"),
-        skull_stripped=skull_stripped,
-        motion_mm=motion_mm,
-    )
+        canvas.fractions, base.grid, plan, stream(seed, index, "noise"),
+        skull_stripped=skull_stripped, motion_mm=motion_mm,
+    )  # fmt: skip
     truth = {
         "simulated": True,
         "split": split,

@@ -13,13 +13,14 @@ from pathlib import Path, PurePosixPath
 import nibabel as nib
 
 from tomoglot.studies.atomic import write_bytes
+from tomoglot.studies.phantom.chest.cohort import CHEST
 from tomoglot.studies.phantom.cohort import BRAIN
 from tomoglot.studies.phantom.liver.cohort import LIVER
 from tomoglot.studies.phantom.simulated import SPLIT_FRACTIONS, Cohort, PhantomStudy
 from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.study import Volume
 
-COHORTS: Mapping[str, Cohort] = {cohort.name: cohort for cohort in (BRAIN, LIVER)}
+COHORTS: Mapping[str, Cohort] = {cohort.name: cohort for cohort in (BRAIN, LIVER, CHEST)}
 COLUMNS = ("subject", "study", "sequence", "path", "report", "mask", "split", "simulated")
 
 
@@ -42,7 +43,10 @@ def nifti_bytes(volume: Volume, cohort: Cohort) -> bytes:
 
 
 def write_study(study: PhantomStudy, out: Path, cohort: Cohort = BRAIN) -> list[dict[str, str]]:
-    """Write one study below `out`; its rows of studies.csv, one a series, with paths relative to `out`."""
+    """Write one study, and its second reconstruction, below `out`.
+
+    Returns its rows of studies.csv, one a series, with paths relative to `out`.
+    """
     stem = f"{study.subject}_{study.study}"
     folder = PurePosixPath(study.subject) / study.study / "anat"
     report, mask = PurePosixPath("reports") / f"{stem}.txt", folder / f"{stem}_mask.nii.gz"
@@ -56,7 +60,7 @@ def write_study(study: PhantomStudy, out: Path, cohort: Cohort = BRAIN) -> list[
         values = (study.subject, study.study, sequence, path, report, mask, study.split, "true")
         row = dict(zip(COLUMNS, map(str, values), strict=True))
         rows.append(row | {f"label:{name}": f"{study.labels[name]:.0f}" for name in cohort.findings})
-    return rows
+    return rows if study.also is None else rows + write_study(study.also, out, cohort)
 
 
 def make(index: int, *, out: Path, seed: int, cohort: str, options: Mapping[str, object]) -> list[dict[str, str]]:
@@ -83,9 +87,9 @@ def write_cohort(
     """Write a simulated cohort; returns its studies.csv, which is written last.
 
     Files are the same bytes whatever the number of `workers`. `progress(done, total)` is called after every study.
-    `motion_mm` None is the cohort's own: nothing moves in the brain, breath-holds differ in the liver. `skull_stripped`
-    sets to zero what lies outside the brain, or in the liver cohort outside the body. `sequences` are those that may be
-    acquired; reports speak of no other.
+    `motion_mm` None is the cohort's own: nothing moves in brain and chest, breath-holds differ in the liver.
+    `skull_stripped` sets to zero what lies outside the brain, and in the other cohorts outside the body (in CT to plain
+    air). `sequences` are those that may be acquired; reports speak of no other.
     Raises ValueError as `generate` does, for an unknown cohort, and for fewer than one subject or worker.
     """
     known = cohort_named(cohort)

@@ -1,4 +1,4 @@
-"""A picture of a simulated cohort: one row a study, one column a sequence, then the truth and the report."""
+"""A picture of a simulated cohort: a row a study, a column a sequence (or a window of CT), the truth, the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def draw_montage(folder: Path, png: Path, rows: int = 6) -> Path:
         grouped = group(list(csv.DictReader(file)))
     cohort = cohort_of(grouped[0][0])
     studies = choose(grouped, rows, cohort)
-    columns = len(cohort.suffixes) + 2
+    names = [name for name, _ in panels(cohort)]
+    columns = len(names) + 2
     widths = [1.0] * (columns - 1) + [3.6]
     figure = Figure(figsize=(1.75 * sum(widths), 2.25 * len(studies) + 0.7), facecolor="white")
     FigureCanvasAgg(figure)
@@ -46,7 +47,7 @@ def draw_montage(folder: Path, png: Path, rows: int = 6) -> Path:
     for place, (row, study) in enumerate(zip(axes, studies, strict=True)):
         draw_row(row, folder, study, cohort)
         if place == 0:
-            for axis, name in zip(row, [*cohort.suffixes, "truth", "report (simulated)"], strict=True):
+            for axis, name in zip(row, [*names, "truth", "report (simulated)"], strict=True):
                 axis.set_title(name, fontsize=10)
     picture = io.BytesIO()
     with mpl.rc_context({"savefig.dpi": 80}):
@@ -62,6 +63,14 @@ def cohort_of(row: dict[str, str]) -> Cohort:
     if not found:
         raise ValueError(f"the label columns of studies.csv are those of no simulated cohort ({', '.join(COHORTS)})")
     return found[0]
+
+
+def panels(cohort: Cohort) -> list[tuple[str, tuple[str, float, float] | None]]:
+    """Title and window of each column of images: a sequence each, or a window each of the only sequence."""
+    if cohort.windows:
+        (name,) = cohort.suffixes
+        return [(f"{name}, {window[0]} window", window) for window in cohort.windows]
+    return [(name, None) for name in cohort.suffixes]
 
 
 def group(table: list[dict[str, str]]) -> list[list[dict[str, str]]]:
@@ -91,15 +100,16 @@ def draw_row(axes: NDArray[Any], folder: Path, study: list[dict[str, str]], coho
     counts = (mask > 0).sum(axis=(0, 1))
     level = int(counts.argmax()) if counts.any() else round((cohort.level_mm - affine[2, 3]) / affine[2, 2])
     paths = {row["sequence"]: row["path"] for row in study}
-    backdrop = None
-    for axis, name in zip(axes, cohort.suffixes, strict=False):
+    backdrop, outside = None, -1000.0 if cohort.windows else 0.0
+    for axis, (title, window) in zip(axes, panels(cohort), strict=False):
+        name = title.partition(",")[0]
         blank(axis)
         if name not in paths:
             axis.text(0.5, 0.5, "missing", ha="center", va="center", fontsize=9, color="#666666")
             continue
         image = nib.load(folder / paths[name])
-        plane = resample(np.asarray(image.dataobj), image.affine, slab(grid, level))[:, :, 0]
-        show(axis, plane)
+        plane = resample(np.asarray(image.dataobj), image.affine, slab(grid, level), outside=outside)[:, :, 0]
+        show(axis, plane, window)
         backdrop = plane if backdrop is None or name in {"flair", "t2w"} else backdrop
         thick = float(image.affine[2, 2])
         axis.text(2, 3, f"{thick:.1f} mm", fontsize=6, color="#ffee55", va="bottom")
@@ -127,8 +137,12 @@ def blank(axis: Any) -> None:
         spine.set_visible(False)
 
 
-def show(axis: Any, plane: NDArray[np.floating]) -> None:
-    """A slice in radiological orientation, windowed to what lies inside the brain."""
+def show(axis: Any, plane: NDArray[np.floating], window: tuple[str, float, float] | None = None) -> None:
+    """A slice in radiological orientation, in a window of CT or in one of what lies inside the brain."""
+    if window is not None:
+        _, low, high = window
+        axis.imshow(plane[::-1].T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
+        return
     inside = plane[plane > 0]
     low, high = (np.percentile(inside, 1) * 0.6, np.percentile(inside, 99.5)) if inside.size else (0.0, 1.0)
     axis.imshow(plane[::-1].T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
@@ -138,7 +152,7 @@ def draw_truth(axis: Any, backdrop: NDArray[np.floating] | None, mask: NDArray[n
     """The mask's labels in colour over a dim slice, with a legend of those present."""
     blank(axis)
     if backdrop is not None:
-        show(axis, backdrop)
+        show(axis, backdrop, cohort.windows[0] if cohort.windows else None)
     rgba = np.zeros((*mask.shape, 4))
     names = [name for name, label in cohort.mask_labels.items() if (mask == label).any()]
     for name in names:

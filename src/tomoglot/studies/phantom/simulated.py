@@ -19,7 +19,8 @@ class Cohort:
 
     `suffixes` names the file of each sequence, in the order in which they are shown; `colours` has a colour for each
     label of the mask, by name; `form_code` is NIfTI's word for the space (1 scanner, 4 MNI152); `level_mm` is the slice
-    shown where there is no lesion; `motion_mm` is used where none is asked for.
+    shown where there is no lesion; `motion_mm` is used where none is asked for; `windows` are what a CT is shown in: a
+    name, and the Hounsfield units of black and white.
     """
 
     name: str
@@ -33,11 +34,15 @@ class Cohort:
     form_code: int
     level_mm: float
     motion_mm: float = 0.0
+    windows: tuple[tuple[str, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PhantomStudy:
-    """One simulated study: volumes and mask in memory, report, truth, and labels: 1 or 0 for each finding."""
+    """One simulated study: volumes and mask in memory, report, truth, and labels: 1 or 0 for each finding.
+
+    `also` is a second reconstruction of the same scan: a study of its own, whose report is the same.
+    """
 
     subject: str
     study: str
@@ -47,6 +52,7 @@ class PhantomStudy:
     report: Report
     labels: dict[str, float]
     truth: dict[str, object]
+    also: PhantomStudy | None = None
 
 
 def split_of(seed: int, index: int, fractions: Mapping[str, float]) -> str:
