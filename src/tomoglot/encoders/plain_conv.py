@@ -95,6 +95,10 @@ class PlainConv(VisionEncoder):
             pooled = self.mix(torch.cat([part for map_ in maps for part in (map_.mean(2), map_.amax(2))], dim=1))
         return VisionFeatures(pyramid=tuple(pyramid), tokens=tokens, pooled=pooled)
 
+    def centre(self, stage: int) -> float:
+        """The first voxel: a padded convolution of stride 2 is centred on the even ones."""
+        return 0.0
+
 
 class _ConvNorm(nn.Sequential):
     """Convolution of kernel 3, group norm, SiLU."""

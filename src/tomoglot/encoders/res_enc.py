@@ -108,6 +108,10 @@ class ResEnc(VisionEncoder):
         tokens = current.flatten(2).transpose(1, 2)
         return VisionFeatures(pyramid=tuple(pyramid), tokens=tokens, pooled=tokens.mean(1))
 
+    def centre(self, stage: int) -> float:
+        """Between the padded convolutions' (the first voxel) and the means' beside them (the middle of the step)."""
+        return (self.strides[stage] - 1) / 4
+
 
 class _Residual(nn.Module):
     """Two convolutions, added to the input before the last activation (He 2019, ResNet-D: pooled, then 1^3)."""

@@ -27,6 +27,11 @@ class VisionFeatures:
     tokens: Float[Tensor, "b p e"]
     pooled: Float[Tensor, "b e"]
 
+    def rows(self, rows: slice) -> VisionFeatures:
+        """Of some of the volumes that were encoded together."""
+        pyramid = tuple(level[rows] for level in self.pyramid)
+        return VisionFeatures(pyramid=pyramid, tokens=self.tokens[rows], pooled=self.pooled[rows])
+
 
 class VisionEncoder(nn.Module, ABC):
     """Base of every backbone.
@@ -75,22 +80,31 @@ class VisionEncoder(nn.Module, ABC):
     def forward(self, volumes: Float[Tensor, "b c i j k"]) -> VisionFeatures:
         """Encode volumes."""
 
+    def centre(self, stage: int) -> float:
+        """Voxel of the input, along each axis, that the first step of a map is centred on; steps lie a stride apart.
+
+        Here the middle of the step, as patches have it. A backbone whose convolutions pad says otherwise.
+        """
+        return (self.strides[stage] - 1) / 2
+
 
 # Files of this room that are not backbones.
 PARTS = frozenset(
     {
         "vision",
         "text",
+        "text_trained",
         "fusion",
         "gated_attention",
         "memory",
+        "paired",
         "patches",
         "decoder",
         "skip_decoder",
         "template",
         "covered",
     }
-    | {"project", "weights"}
+    | {"project", "weights", "width"}
 )
 
 
