@@ -64,21 +64,21 @@ def test_code_is_counted_without_what_explains_it() -> None:
 # Lines of code by room, and by folder within `studies`; "" is what lies in the package itself (docs/decisions/0007).
 # Raise one on purpose, in the change that needs it.
 BUDGETS = {
-    "": 1_400,
+    "": 1_700,
     "batches": 700,
-    "cli": 600,
-    "encoders": 1_200,
-    "objectives": 300,
-    "recipes": 700,
+    "cli": 700,
+    "encoders": 2_200,
+    "objectives": 500,
+    "recipes": 1_200,
     "serve": 800,
     "store": 1_200,
-    "studies": 3_000,
+    "studies": 3_800,
     "studies/deidentify": 800,
     "studies/dicom": 2_000,
     "studies/dicomweb": 600,
     "studies/layouts": 600,
-    "studies/phantom": 2_200,
-    "tasks": 3_300,
+    "studies/phantom": 3_600,
+    "tasks": 6_500,
 }
 
 

@@ -1,7 +1,11 @@
 """MedMAP stage 1: each named component matters, and the switches do what they say."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import distributed
+from torch.multiprocessing import spawn
 
 from tomoglot.batches.batch import Batch
 from tomoglot.encoders.text import TextEncoder
@@ -159,8 +163,97 @@ def test_one_report_in_a_batch_is_refused() -> None:
 
 def test_an_unknown_sequence_names_the_known_ones() -> None:
     module = config(bank="adapter").build(("t1w", "flair"))
-    with pytest.raises(ValueError, match="no encoder for dwi; this model knows t1w, flair"):
-        module.align_volumes(batch())
+    for ask in (module.align_volumes, module.features):
+        with pytest.raises(ValueError, match="no encoder for dwi; this model knows t1w, flair"):
+            ask(batch())
+
+
+def test_an_unknown_sequence_takes_the_shared_adapter_where_that_is_asked() -> None:
+    torch.manual_seed(0)
+    module = config(unknown_sequences="shared").build(("t1w", "flair")).eval()
+    studies = batch()
+    raw = module.encoders["shared"](studies.volumes[:, 2:]).pooled
+    torch.nn.init.normal_(module.adapters[medmap.ANY].up.weight)
+    expected = module.adapters[medmap.ANY](raw) * studies.acquired[:, 2:]
+    torch.testing.assert_close(module.encode(studies)[:, 2], expected)
+    torch.testing.assert_close(module.features(studies)["dwi"].pooled, expected[studies.acquired[:, 2]])
+    # In training it learns from volumes of known sequences; in use these have their own.
+    known = batch(seed=1)
+    before = module.encode(known)[:, 0]
+    torch.nn.init.normal_(module.adapters[medmap.ANY].up.weight)
+    torch.testing.assert_close(module.encode(known)[:, 0], before)
+    module.train()
+    torch.manual_seed(1)
+    sum(module.encode(known)[:, :2].square().sum() for _ in range(8)).backward()
+    assert module.adapters[medmap.ANY].up.weight.grad.abs().sum() > 0
+    assert module.adapters["t1w"].up.weight.grad.abs().sum() > 0
+    for bank in ("tied", "separate"):
+        with pytest.raises(ValueError, match="needs bank='adapter'"):
+            config(bank=bank, unknown_sequences="shared")
+
+
+@pytest.mark.parametrize("bank", ["separate", "tied", "adapter"])
+def test_features_are_the_maps_of_the_acquired_volumes_only(bank: str) -> None:
+    torch.manual_seed(0)
+    module = config(bank=bank).build(SEQUENCES).eval()
+    studies = batch(reports=(NORMAL, NORMAL))
+    studies.acquired[:, 1] = False
+    found = module.features(studies)
+    assert set(found) == {"t1w", "dwi"}
+    for name, features in found.items():
+        column = SEQUENCES.index(name)
+        expected = module.backbone(name)(studies.volumes[studies.acquired[:, column], column][:, None])
+        torch.testing.assert_close(features.pyramid, expected.pyramid)
+        torch.testing.assert_close(features.pooled, module.encode(studies)[studies.acquired[:, column], column])
+
+
+def on_all_processes(settings: MedMAP.Config, studies: Batch) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    module = settings.build(SEQUENCES)
+    terms = module.losses(studies, progress=0.0)
+    torch.stack(list(terms.values())).sum().backward()
+    found = {name: term.detach() for name, term in terms.items()}
+    return found | {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def half(studies: Batch, rank: int) -> Batch:
+    part = slice(0, 2) if rank == 0 else slice(2, 4)
+    fields = {name: getattr(studies, name) for name in Batch.__slots__ if name not in ("sequences", "findings")}
+    cut = {name: value if value is None else value[part] for name, value in fields.items()}
+    return Batch(**cut, sequences=studies.sequences, findings=studies.findings)
+
+
+FOUR = (NORMAL, INFARCT, NORMAL, INFARCT + " Chronic.")
+GATHERED = {"standardise": False, "study_weight": 1.0}
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name, changes in SETTINGS.items():
+        results = on_all_processes(config(**GATHERED, **changes), half(batch(FOUR), rank))
+        for key, value in results.items():
+            if key not in ("sequence", "study"):  # what DDP does
+                distributed.all_reduce(value)
+                value /= 2
+        torch.save(results, Path(folder) / f"{name}{rank}.pt")
+    distributed.destroy_process_group()
+
+
+SETTINGS = {"many": {}, "own": {"multi_positive": False, "contrast": "symmetric"}}
+
+
+def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(tmp_path: Path) -> None:
+    """The first study of each process has the same words: only hashes of them tell the other process so."""
+    spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    for name, changes in SETTINGS.items():
+        whole = on_all_processes(config(**GATHERED, **changes), batch(FOUR))
+        alone = on_all_processes(config(**GATHERED, **changes, gather=False), half(batch(FOUR), 0))
+        assert abs(alone["sequence"] - whole["sequence"]) > 1e-3, "the other process matters"
+        for rank in range(2):
+            parts = torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True)
+            assert parts.keys() == whole.keys()
+            for key, value in whole.items():
+                torch.testing.assert_close(parts[key], value, msg=f"{name}: {key} differs", rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", recipe.names())

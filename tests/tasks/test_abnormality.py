@@ -1,23 +1,17 @@
-"""The probe on planted features, and the loss of the fine-tuned net."""
+"""The probe on planted features, and fine-tuning on a tiny simulated store of two organs."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from two_organs import LOADER, QUICK, SEQUENCES, make_recipe, make_store
 
-from tomoglot.batches.batch import Batch
-from tomoglot.recipes.recipe import Recipe
-from tomoglot.tasks.abnormality import (
-    AbnormalityNet,
-    Config,
-    pool_sequences,
-    probe_result,
-    score,
-    sequence_means,
-)
+from tomoglot.tasks.abnormality import Config, finetune, score
+from tomoglot.tasks.detector import load_detector
 from tomoglot.tasks.embeddings import StoreEmbeddings
+from tomoglot.tasks.probe import pool_sequences, probe_result, sequence_means
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
 
 
@@ -72,54 +66,115 @@ def test_a_val_split_of_one_class_is_said():
     assert any("not chosen" in note for note in probe_result(sides, None, draws=20).notes)
 
 
-class Given(Recipe):
-    """Encodes each sequence's volume as its first voxels, times a weight."""
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("two_organs"), studies=72)
 
-    class Config(Recipe.Config):
-        pass
 
-    def __init__(self):
-        super().__init__()
-        self.config, self.sequences = self.Config(), ("flair", "t1w")
-        self.weight = nn.Parameter(torch.ones(1))
+def settings(**changes) -> Config:
+    small = {"width": 16, "heads": 2, "layers": 1, "token_stride": 4, "text": "learned", "dropout": 0.0}
+    return Config(mode="finetune", loader=LOADER, schedule=QUICK, draws=40, **small).but(**changes)
 
-    def losses(self, batch, *, progress):
-        return {}
 
-    def encode(self, batch):
-        return batch.volumes[..., 0, 0] * self.weight
+def test_the_probe_asks_the_findings_that_are_named():
+    sides = splits(2.0)
+    result = probe_result(sides, None, findings=("mass",), draws=20)
+    assert {row.name for row in result.scores} == {"macro", "mass"}
+    assert set(result.predictions[0].probabilities) == {"mass"}
 
 
 def test_scoring_what_was_learned_from_is_refused():
     with pytest.raises(ValueError, match="learns from"):
-        score(Given(), SimpleNamespace(findings=("mass",)), Config(split="train"))
+        score(make_recipe(), SimpleNamespace(findings=("mass",)), Config(split="train"))
     with pytest.raises(ValueError, match="'probe' or 'finetune'"):
         Config(mode="magic")
 
 
-def test_unknown_labels_have_no_say_in_the_loss():
-    torch.manual_seed(0)
-    net = AbnormalityNet(Given(), 4, ("a", "b"))
-    nn.init.normal_(net.head.weight)
-    batch = Batch(
-        volumes=torch.randn(3, 2, 4, 1, 1),
-        acquired=torch.tensor([[True, False], [True, True], [False, True]]),
-        sequences=("flair", "t1w"),
-        affine=torch.eye(4).expand(3, 4, 4),
-        studies=("1", "2", "3"),
-        subjects=torch.arange(3),
-        reports=(None, None, None),
-        labels=torch.tensor([[1.0, 0], [0, 1], [1, 1]]),
-        labelled=torch.tensor([[True, False], [True, True], [False, False]]),
-        findings=("a", "b"),
+def test_settings_that_do_not_go_together_are_refused(store):
+    for changes in ({"fusion": "cct"}, {"aggregation": True}, {"subsets": True}, {"missing": (0.5,)}):
+        with pytest.raises(ValueError, match="need mode='finetune'"):
+            Config(**changes)
+    with pytest.raises(ValueError, match="two findings or more"):
+        Config(mode="finetune", form="one_of")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        settings(missing=(1.5,))
+    with pytest.raises(ValueError, match="labels no fracture; it labels cyst, hcc"):
+        score(make_recipe(), store, settings(findings="fracture, hcc"))
+    with pytest.raises(
+        ValueError, match="no study to learn from is infarct, normal, mass, hcc alone of infarct, normal, mass, hcc"
+    ):
+        score(make_recipe(), store, settings(form="one_of", findings=("infarct", "normal", "mass", "hcc")))
+
+
+@pytest.mark.parametrize("net", [{}, {"fusion": "cct", "aggregation": True}], ids=["plain", "fused"])
+def test_fine_tuning_finds_what_is_there_in_both_organs_and_not_without_the_image(store, net):
+    recipe = make_recipe()
+    before = {name: value.clone() for name, value in recipe.state_dict().items()}
+    result = score(recipe, store, settings(**net))
+    assert result.score().low > 0.65 > result.score(arm=IMAGE_REMOVED).value
+    assert result.simulated and result.task == "abnormality-finetune"
+    assert {row.name for row in result.scores} == {
+        "macro",
+        "cyst",
+        "hcc",
+        "infarct",
+        "mass",
+        "brain normal",
+        "liver normal",
+        "brain: macro",
+        "liver: macro",
+    }
+    for metric in ("average_precision", "balanced_accuracy", "f1", "brier", "calibration_error"):
+        assert result.score(metric=metric).metric == metric and result.score(metric=metric, arm=SCRATCH)
+    assert {row.against for row in result.comparisons} == {SCRATCH, IMAGE_REMOVED}
+    assert "thresholds of the val split" in " ".join(result.notes)
+    for name, value in recipe.state_dict().items():
+        assert torch.equal(value, before[name]), "the recipe that was given has changed"
+    assert not result.subsets and {"brain normal", "infarct"} <= set().union(*(p.labels for p in result.predictions))
+
+
+def test_subsets_losses_and_the_saved_detector_come_from_one_training(store, tmp_path):
+    asked = settings(fusion="cct", controls=False, subsets=True, missing=(0.5,), drop_sequence_probability=0.3, seed=1)
+    result = score(make_recipe(), store, asked, out=tmp_path)
+    assert {(row.score.name, row.sequences) for row in result.subsets} == {
+        (f"{organ}: macro", subset)
+        for organ, own in (("brain", "flair"), ("liver", "arterial"))
+        for subset in ((own,), ("t2w",), tuple(sorted((own, "t2w"))))
+    }
+    assert all(row.left_out > 0 for row in result.subsets if len(row.sequences) == 1)
+    assert result.score("brain: macro, flair only").value > 0.7
+    assert result.score("liver: macro, 50 % of sequences hidden").studies == 9
+    net = load_detector(tmp_path / "detector")
+    card = json.loads((tmp_path / "detector" / "detector.json").read_text())
+    assert net.recipe.sequences == SEQUENCES and card["loader"]["drop_sequence_probability"] == 0.3
+    learned = {row.subject for row in store.rows if row.split == "train"}
+    assert len(card["subjects"]) == len(learned) and not learned & set(card["subjects"])
+
+
+def test_classes_that_exclude_each_other_leave_other_studies_out(store):
+    result = score(
+        make_recipe(), store, settings(form="one_of", findings="cyst,hcc,normal", aggregation=True, controls=False)
     )
-    before = net.losses(batch, progress=0.0)["bce"]
-    batch.labels[0, 1] = 1.0
-    assert torch.equal(before, net.losses(batch, progress=0.0)["bce"])
-    batch.volumes[0, 1] = 99.0
-    assert torch.equal(before, net.losses(batch, progress=0.0)["bce"]), "a missing sequence was read"
-    batch.labels[0, 0] = 0.0
-    assert not torch.equal(before, net.losses(batch, progress=0.0)["bce"])
-    batch.labelled[:] = False
-    net.losses(batch, progress=0.0)["bce"].backward()
-    assert net.head.weight.grad.abs().sum() == 0
+    assert result.studies == 9 and result.score(metric="accuracy").value > 0.7
+    assert result.score().value > 0.8
+    assert {row.name for row in result.scores} == {"macro", "cyst", "hcc", "normal"}
+    assert any("36 not labelled" in note for note in result.notes)
+    for row in result.predictions:
+        assert sum(row.probabilities.values()) == pytest.approx(1) and sum(row.labels.values()) == 1
+
+
+def test_training_is_a_function_of_the_seed_and_both_arms_draw_the_same_new_weights(store):
+    recipe, asked = make_recipe(), settings(fusion="cct", aggregation=True, dropout=0.2)
+    short = QUICK.but(steps=2)
+    nets = [finetune(recipe, store, short, loader=LOADER, settings=asked, seed=seed) for seed in (0, 0, 1)]
+    for name, value in nets[0].state_dict().items():
+        assert torch.equal(value, nets[1].state_dict()[name]), name
+    assert not torch.equal(nets[0].cct.cls, nets[2].cct.cls)
+    still = QUICK.but(steps=1, learning_rate=1e-9, warmup_steps=0, weight_decay=0.0)
+    ours, fresh = (
+        finetune(start, store, still, loader=LOADER, settings=asked) for start in (recipe, make_recipe(seed=5))
+    )
+    torch.testing.assert_close(ours.cct.cls, fresh.cct.cls, atol=1e-7, rtol=0)
+    assert not torch.allclose(*(next(net.recipe.backbone().parameters()) for net in (ours, fresh)), atol=1e-3), (
+        "the arms differ by the encoder"
+    )

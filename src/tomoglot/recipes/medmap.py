@@ -20,6 +20,10 @@ The paper has three pages and its released code is another project, so most valu
 | `bank="tied"` and `"adapter"`           | inferred | switches of ours: fewer parameters where studies are few |
 | sentences drawn from the report         | inferred | `sentences_kept` below 1 is an augmentation of ours |
 | `study_weight`                          | inferred | a term on the mean over sequences, so that subsets can be asked |
+| texts of all processes are candidates   | code     | Swin_CLIP gathers; here `gather` |
+| `unknown_sequences="shared"`            | inferred | an adapter that sees a tenth of the volumes of every sequence |
+
+Stage 2, fine-tuning for abnormality detection, is `tasks/detector.py`.
 
 Differs from the released code: temperatures are exponentiated, text is not trained, sequences of one study are read
 together (the code zips two shuffled loaders).
@@ -27,7 +31,9 @@ together (the code zips two shuffled loaders).
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -37,9 +43,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tomoglot.batches.batch import Batch
+from tomoglot.encoders.fusion import RunningStandardiser
 from tomoglot.encoders.text import FrozenTextEncoder, TextEncoder
-from tomoglot.encoders.vision import VisionEncoder
-from tomoglot.objectives.contrastive import info_nce
+from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
+from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.studies.report import read_report
 from tomoglot.types import Scalar, SequenceEmbeddings
@@ -68,6 +75,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# The adapter of sequences that have none of their own, and the share of the volumes that trains it.
+ANY = "any_sequence"
+ANY_SHARE = 0.1
+
+
 class SequenceAdapter(nn.Module):
     """Residual bottleneck of one sequence over the features of a shared encoder (Houlsby 2019); starts as identity."""
 
@@ -83,36 +95,6 @@ class SequenceAdapter(nn.Module):
         return features + self.up(F.gelu(self.down(features)))
 
 
-class RunningStandardiser(nn.Module):
-    """Subtract a running mean and divide by a running deviation; gradients pass the statistics by.
-
-    All reports resemble one another, and so do all features of an untrained encoder: their cosines are near 1, and a
-    contrast at 0.07 sees no difference to learn from. Batch norm would do, but not for the one volume of a rare
-    sequence, and its batch statistics would let studies of a batch see one another.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    updates: Tensor
-
-    def __init__(self, width: int, *, memory: int = 50) -> None:
-        super().__init__()
-        self.memory = memory
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(width))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-
-    def forward(self, features: Float[Tensor, "n e"]) -> Float[Tensor, "n e"]:
-        """Standardise; while training, first move the statistics towards these rows."""
-        if self.training and len(features) > 1:
-            with torch.no_grad():
-                self.updates += 1
-                share = max(1.0 / self.memory, 1.0 / self.updates.item())
-                self.mean.lerp_(features.mean(dim=0), share)
-                self.variance.lerp_((features - self.mean).square().mean(dim=0), share)
-        return (features - self.mean) / (self.variance + 1e-6).sqrt()
-
-
 class MedMAP(Recipe):
     """An encoder bank over sequences, aligned with frozen report embeddings."""
 
@@ -123,6 +105,7 @@ class MedMAP(Recipe):
         text: TextEncoder.Config = TextEncoder.Config()
         bank: Literal["separate", "tied", "adapter"] = "separate"
         adapter_width: int = Field(32, ge=1)
+        unknown_sequences: Literal["refuse", "shared"] = "refuse"
         embedding: int = Field(768, ge=2)
         contrast: Literal["image_to_text", "weighted", "symmetric"] = "weighted"
         image_to_text_weight: float = Field(0.75, ge=0, le=1)
@@ -134,11 +117,17 @@ class MedMAP(Recipe):
         text_projection: bool = True
         sequence_weight: float = Field(1.0, ge=0)
         study_weight: float = Field(0.0, ge=0)
+        gather: bool = True
 
         @model_validator(mode="after")
         def _check(self) -> Self:
             if self.sequence_weight == 0 and self.study_weight == 0:
                 raise ValueError("sequence_weight and study_weight are both 0: nothing would be minimised")
+            if self.unknown_sequences == "shared" and self.bank != "adapter":
+                raise ValueError(
+                    f"unknown_sequences 'shared' is an adapter: it needs bank='adapter', not {self.bank!r} (a tied "
+                    "bank takes any sequence as it is)"
+                )
             return self
 
         def build(self, sequences: tuple[str, ...]) -> MedMAP:
@@ -154,8 +143,9 @@ class MedMAP(Recipe):
         self.encoders = nn.ModuleDict(built)
         self.width = built[keys[0]].embedding
         hidden = config.adapter_width
+        owners = (*sequences, *((ANY,) if config.unknown_sequences == "shared" else ()))
         self.adapters = nn.ModuleDict(
-            {name: SequenceAdapter(self.width, hidden) for name in sequences} if config.bank == "adapter" else {}
+            {name: SequenceAdapter(self.width, hidden) for name in owners} if config.bank == "adapter" else {}
         )
         self.text: FrozenTextEncoder = config.text.build()
         # Width shared by volumes and texts.
@@ -209,6 +199,14 @@ class MedMAP(Recipe):
         """Pooled features of each acquired sequence."""
         return self._encode(batch, batch.acquired)
 
+    def features(self, batch: Batch) -> dict[str, VisionFeatures]:
+        """What each sequence's encoder makes of it; its adapter changes the pooled vector, and not the maps."""
+        self._columns(batch)
+        found = super().features(batch)
+        if not self.adapters:
+            return found
+        return {name: replace(features, pooled=self._adapt(features.pooled, name)) for name, features in found.items()}
+
     def backbone(self, sequence: str | None = None) -> VisionEncoder:
         """The encoder that all sequences share, or with an encoder a sequence, that of `sequence`.
 
@@ -249,16 +247,29 @@ class MedMAP(Recipe):
         features[asked] = self.encoders["shared"](batch.volumes[asked][:, None]).pooled.to(features.dtype)
         if not self.adapters:
             return features
-        adapted = [self.adapters[name](features[:, column]) for name, column in columns.items()]
+        adapted = [self._adapt(features[:, column], name) for name, column in columns.items()]
         return torch.stack(adapted, dim=1) * asked[..., None]
+
+    def _adapt(self, pooled: Float[Tensor, "n e"], sequence: str) -> Float[Tensor, "n e"]:
+        """By the sequence's own adapter; by the one for any sequence, if there is one, where it has none.
+
+        While training, the latter takes a tenth of the volumes of every sequence, so that it has seen all of them.
+        """
+        if sequence not in self.adapters:
+            return self.adapters[ANY](pooled)
+        own = self.adapters[sequence](pooled)
+        if not self.training or ANY not in self.adapters:
+            return own
+        drawn = torch.rand(len(pooled), 1, device=pooled.device) < ANY_SHARE
+        return torch.where(drawn, self.adapters[ANY](pooled), own)
 
     def _columns(self, batch: Batch) -> dict[str, int]:
         """Channel of each sequence; a sequence that has no encoder is refused."""
         unknown = [name for name in batch.sequences if name not in self.sequences]
-        if unknown and self.config.bank != "tied":
+        if unknown and self.config.bank != "tied" and ANY not in self.adapters:
             raise ValueError(
                 f"no encoder for {', '.join(unknown)}; this model knows {', '.join(self.sequences)}. "
-                "A model with bank='tied' takes any sequence"
+                "A model with bank='tied' takes any sequence, so does bank='adapter' with unknown_sequences='shared'"
             )
         return {name: column for column, name in enumerate(batch.sequences)}
 
@@ -289,17 +300,35 @@ class MedMAP(Recipe):
             rows.append(self.text.embed([sentences[int(i)] for i in drawn]).to(device).mean(dim=0))
         return F.normalize(self.text_projection(torch.stack(rows)), dim=-1)
 
-    def _positives(self, words: list[str | None], owner: Tensor, *, device: torch.device) -> Bool[Tensor, "n n"]:
-        """Which pairs of volume and report agree: those of one study, and those of studies with the same words."""
-        if not self.config.multi_positive:
-            return torch.eye(len(words), dtype=torch.bool, device=device)
-        known = {word: number for number, word in enumerate(dict.fromkeys(words))}
-        same = torch.tensor([known[word] for word in words], device=device)
-        return (same[:, None] == same[None, :]) | (owner[:, None] == owner[None, :])
+    def _positives(self, words: list[str | None], owner: Tensor, *, device: torch.device) -> Bool[Tensor, "n m"]:
+        """Which pairs of volume and report agree: those of one study, and those of studies with the same words.
 
-    def _contrast(self, volumes: Tensor, texts: Tensor, positives: Bool[Tensor, "n n"]) -> Scalar:
+        Rows are the volumes of this process, columns the reports of all processes, where they are gathered.
+        """
+        if self.config.multi_positive:
+            numbers = [int.from_bytes(hashlib.sha256(str(word).encode()).digest()[:7]) for word in words]
+        else:
+            numbers = list(range(len(words)))
+        distributed = self.config.gather and torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        # What tells studies apart on one process does not across processes: the rank does.
+        apart = torch.tensor([rank, 0 if self.config.multi_positive else rank], device=device)
+        mine = torch.stack([owner.to(device), torch.tensor(numbers, device=device)], dim=1)
+        keys = torch.stack([apart.expand(len(words), 2), mine], dim=2)
+        every = gather_with_gradient(keys) if self.config.gather else keys
+        same = (keys[:, None] == every[None]).all(dim=-1)
+        return same.any(dim=-1) if self.config.multi_positive else same[..., 1]
+
+    def _contrast(self, volumes: Tensor, texts: Tensor, positives: Bool[Tensor, "n m"]) -> Scalar:
         weight = {"image_to_text": 1.0, "symmetric": 0.5}.get(self.config.contrast, self.config.image_to_text_weight)
-        return info_nce(volumes, texts, temperature=self.temperature, weight=weight, positives=positives, gather=False)
+        return info_nce(
+            volumes,
+            texts,
+            temperature=self.temperature,
+            weight=weight,
+            positives=positives,
+            gather=self.config.gather,
+        )
 
 
 def _body(report: str) -> str:

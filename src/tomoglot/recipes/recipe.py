@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tomoglot.recipes
 from tomoglot.batches.batch import Batch
 from tomoglot.config import Settings, unknown_key
-from tomoglot.encoders.vision import VisionEncoder
+from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.types import Scalar, SequenceEmbeddings, Volumes
 
 
@@ -59,6 +59,21 @@ class Recipe(nn.Module, ABC):
     @abstractmethod
     def encode(self, batch: Batch) -> SequenceEmbeddings:
         """Pooled features of each sequence, before any projection; zeros where a sequence was not acquired."""
+
+    def features(self, batch: Batch) -> dict[str, VisionFeatures]:
+        """What each sequence's encoder makes of it, maps and all, by sequence: rows of the studies that have it only.
+
+        A sequence that no study of the batch has is left out.
+
+        Raises:
+            ValueError: there is no encoder for a sequence.
+            NotImplementedError: the method has no vision encoder.
+        """
+        return {
+            name: self.backbone(name)(batch.volumes[rows, column][:, None])
+            for column, name in enumerate(batch.sequences)
+            if (rows := batch.acquired[:, column]).any()
+        }
 
     def backbone(self, sequence: str | None = None) -> VisionEncoder:
         """The vision encoder that a task may copy; `sequence` chooses where a method has one a sequence.

@@ -36,16 +36,15 @@ from tomoglot.tasks.classifier import (
     fit_classifier,
     read_split,
 )
+from tomoglot.tasks.detection_scores import score_classes
 from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
-from tomoglot.tasks.intervals import DRAWS, Statistic, macro_auroc, macro_of
+from tomoglot.tasks.intervals import DRAWS, Statistic, macro_auroc
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.metrics import (
     auroc,
     average_precision,
     balanced_accuracy,
     best_threshold,
-    class_balanced_accuracy,
-    class_f1,
     f1,
     prevalence,
 )
@@ -342,30 +341,23 @@ def _with_threshold(arm: _Arm, chosen: tuple[NDArray[np.float64], Truth] | None)
 def _score(arm: _Arm, name: str, *, draws: int, seed: int) -> list[Score]:
     """AUROC, average precision, balanced accuracy and F1 of the finding; or macro, and of each class."""
     truth, given = arm.truth, arm.scored
-    binary = len(truth.findings) == 1
-    called, true = given.argmax(axis=1), truth.labels.argmax(axis=1)
-    scores: list[Score] = []
-    add = partial(score_statistics, subjects=truth.subjects, arm=name, draws=draws, seed=seed)
-    if not binary:
-        macro: dict[str, Statistic] = {
-            "auroc": macro_auroc(given, truth.labels),
-            "average_precision": macro_of(average_precision, given, truth.labels),
-            "balanced_accuracy": partial(class_balanced_accuracy, called, true),
-            "f1": partial(class_f1, called, true),
-        }
-        scores += add(MACRO, macro, prevalence=truth.mean_prevalence())
-    for at, finding in enumerate(truth.findings):
-        labels, said = truth.labels[:, at], given[:, at]
-        if labels.min() == labels.max():
-            continue
-        statistics: dict[str, Statistic] = {
-            "auroc": partial(auroc, said, labels),
-            "average_precision": partial(average_precision, said, labels),
-        }
-        if binary:
-            statistics["balanced_accuracy"] = partial(balanced_accuracy, said, labels, threshold=arm.threshold)
-            statistics["f1"] = partial(f1, said, labels, threshold=arm.threshold)
-        else:
-            statistics["f1"] = partial(f1, (called == at).astype(np.float64), labels)
-        scores += add(finding, statistics, prevalence=prevalence(labels))
-    return scores
+    if len(truth.findings) > 1:
+        return score_classes(given, truth, arm=name, draws=draws, seed=seed)
+    labels, said = truth.labels[:, 0], given[:, 0]
+    if labels.min() == labels.max():
+        return []
+    statistics: dict[str, Statistic] = {
+        "auroc": partial(auroc, said, labels),
+        "average_precision": partial(average_precision, said, labels),
+        "balanced_accuracy": partial(balanced_accuracy, said, labels, threshold=arm.threshold),
+        "f1": partial(f1, said, labels, threshold=arm.threshold),
+    }
+    return score_statistics(
+        truth.findings[0],
+        statistics,
+        truth.subjects,
+        prevalence=prevalence(labels),
+        arm=name,
+        draws=draws,
+        seed=seed,
+    )

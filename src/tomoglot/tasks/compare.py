@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def compare_pretraining(
     variants: Mapping[str, Settings] | None = None,
     kept: Path | None = None,
     draws: int = DRAWS,
-    progress: Report | None = None,
+    progress: Report = lambda done, total: None,
 ) -> TaskResult:
     """Score every model, its variants, and the first one's network from scratch, at every share of the labels.
 
@@ -68,11 +69,11 @@ def compare_pretraining(
         models: a name and a checkpoint each; all are compared with the first, which is also what `from scratch` copies.
         store: what is learned from and scored.
         task: one of the verb `transfer`.
-        config: its settings, None for the defaults; `seed`, `label_fraction` and `controls` are set here.
+        config: its settings; `seed`, `label_fraction` and `controls` are set here.
         fractions: shares of the training subjects that keep their labels.
-        seeds: one training each. Subjects that keep labels differ from seed to seed too.
-        measures: what is averaged: names of what the task measures of single studies, or, for a task that gives
-            probabilities, of metrics of a finding; none is `dice` or `auroc`. Arms are tested on the first.
+        seeds: one training each, in which other subjects keep their labels.
+        measures: what is averaged: what the task measures of single studies, or, of a task that gives probabilities,
+            metrics of a finding; none is `dice` or `auroc`. Arms are tested on the first.
         variants: a name and settings each: the first model once more, under them.
         kept: a folder in which every training's result is kept, and looked for before training.
         draws: of the bootstrap.
@@ -82,19 +83,14 @@ def compare_pretraining(
         ValueError: no model, no fraction or no seed, two arms of one name, `task` is no task of `transfer`, a measure
             is none of its own, or the scored studies hold one class only.
     """
-    variants = variants or {}
-    if not (models and fractions and seeds):
-        raise ValueError("a comparison needs at least one model, one label fraction and one seed")
-    if twice := sorted({*models, SCRATCH} & set(variants)):
-        raise ValueError(f"two arms are called {', '.join(twice)}: give every variant a name of its own")
     found_task = load(task, verb="transfer")
     config = found_task.Config() if config is None else config
-    first = next(iter(models))
-    arms = {name: (name, config) for name in models} | {name: (first, its) for name, its in variants.items()}
-    arms |= {SCRATCH: (SCRATCH, config)}
+    arms = _arms(models, config, variants or {})
+    if not (arms and fractions and seeds):
+        raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    done, total = count(1), len(arms) * len(seeds) * len(fractions)
     train = partial(_train, found_task, models=models, store=store, kept=kept)
     rows: list[_Trained] = []
-    done = 0
     for fraction in fractions:
         for name, (model, settings) in arms.items():
             found = []
@@ -102,22 +98,47 @@ def compare_pretraining(
                 job = settings.but(seed=seed, label_fraction=fraction, controls=False)
                 found.append(train(model, job, seed=seed).predictions)
                 chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
-                done += 1
-                if progress is not None:
-                    progress(done, len(arms) * len(seeds) * len(fractions))
+                progress(next(done), total)
             rows += [_trained(name, fraction, found, store, measure) for measure in chosen]
+    return _result(rows, task, models=models, seeds=seeds, config=config, store=store, draws=draws)
+
+
+def _result(
+    rows: Sequence[_Trained],
+    task: str,
+    *,
+    models: Mapping[str, Recipe | Loaded],
+    seeds: Sequence[int],
+    config: Settings,
+    store: StudySource,
+    draws: int,
+) -> TaskResult:
     split = str(getattr(config, "split", "test"))
+    tested = [row for row in rows if row.metric == rows[0].metric]
+    subjects = rows[0].subjects
     return TaskResult(
-        task=f"compare-{task}",
-        split=split,
-        model=", ".join(models),
-        simulated=is_simulated(store, split),
-        subjects=len(np.unique(rows[0].subjects)),
-        studies=len(rows[0].subjects),
+        task=f"compare-{task}", split=split, model=", ".join(models), simulated=is_simulated(store, split),
+        subjects=len(np.unique(subjects)), studies=len(subjects),
         scores=tuple(_score(row, draws) for row in rows),
-        comparisons=_compare([row for row in rows if row.metric == rows[0].metric], first, draws),
-        notes=tuple(_seed_note(row, seeds) for row in rows if row.metric == rows[0].metric),
-    )
+        comparisons=_compare(tested, rows[0].arm, draws),
+        notes=tuple(_seed_note(row, seeds) for row in tested),
+    )  # fmt: skip
+
+
+def _arms(
+    models: Mapping[str, Recipe | Loaded], config: Settings, variants: Mapping[str, Settings]
+) -> dict[str, tuple[str, Settings]]:
+    """Which model and settings each arm has, the first model first and from scratch last; none without a model.
+
+    Raises:
+        ValueError: two arms of one name.
+    """
+    if twice := sorted({*models, SCRATCH} & set(variants)):
+        raise ValueError(f"two arms are called {', '.join(twice)}: give every variant a name of its own")
+    arms = {name: (name, config) for name in models}
+    for first in list(models)[:1]:
+        arms |= {name: (first, its) for name, its in variants.items()} | {SCRATCH: (SCRATCH, config)}
+    return arms
 
 
 def _train(
@@ -171,7 +192,8 @@ def _trained(
     statistics = [_statistic(predictions, measure) for predictions in found]
     subjects = np.unique([people[study] for study in studies], return_inverse=True)[1]
     everybody = np.ones((1, len(studies)))
-    positive = [np.mean([p.labels.get(name, 0.0) for p in found[0]]) for name in sorted(found[0][0].labels)]
+    known = sorted({name for p in found[0] for name in p.labels})
+    positive = [np.mean([p.labels[name] for p in found[0] if name in p.labels]) for name in known]
     return _Trained(
         arm=arm,
         fraction=fraction,

@@ -146,6 +146,16 @@ def embed_split(
     )
 
 
+def study_vectors(vectors: NDArray[np.floating], used: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over used sequences of vectors (n, c, d), one a study: (n, d); NaN where none is used (n, c).
+
+    Of unit vectors: its product with a unit vector is the mean over sequences of their cosines.
+    """
+    count = used.sum(axis=1)[:, None]
+    total = np.where(used[:, :, None], vectors, 0).astype(np.float64).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def pool_acquired(features: SequenceEmbeddings, acquired: Acquired) -> Float[Tensor, "b _twice"]:
     """The mean and the maximum over acquired sequences, side by side (b, 2e); zeros where a study has none."""
     used = acquired[:, :, None]
@@ -185,7 +195,20 @@ def refuse_other_plan(trained: Plan, stored: Plan) -> None:
 
 
 def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:
-    """Say how many scored subjects the checkpoint was trained on, if any: such a score is not held out."""
+    """Say which labels were mined from reports, and how many scored subjects the checkpoint was trained on."""
+    return (*mined_note(store), *_held_out_note(model, store, split))
+
+
+def mined_note(store: StudySource) -> tuple[str, ...]:
+    """Say which labels of a store rules mined from reports, where there are any: no reader gave them."""
+    mined = sorted({finding for row in store.rows for finding in row.labels_mined})
+    if not mined:
+        return ()
+    studies = sum(bool(row.labels_mined) for row in store.rows)
+    return (f"LABELS MINED from reports by rules, not given by a reader: {', '.join(mined)} ({studies} studies).",)
+
+
+def _held_out_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:
     if not isinstance(model, Loaded):
         return ()
     origin = model.card.origin

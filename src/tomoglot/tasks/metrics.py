@@ -79,6 +79,14 @@ def calibration_error(
     return _ratio(gaps.sum(axis=1), drawn.sum(axis=1))
 
 
+def accuracy(
+    called: NDArray[np.integer], true: NDArray[np.integer], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Share of the rows whose class was called right; `called` and `true` are the numbers of the classes, (rows,)."""
+    drawn = _weights(weights, len(called))
+    return _ratio(drawn @ (called == true).astype(np.float64), drawn.sum(axis=1))
+
+
 def class_balanced_accuracy(
     called: NDArray[np.integer], true: NDArray[np.integer], weights: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
