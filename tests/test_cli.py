@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
@@ -20,7 +21,7 @@ SOURCE = {
 VERBS = {
     "demo": {"out", "subjects", "seed"},
     "phantom": {"cohort", "out", "subjects", "seed", "spacing_mm", "only", "sequences", "workers"},
-    "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed", "look"},
+    "ingest": SOURCE | {"plan_of", "spacing_mm", "field", "plan", "seed", "look", "label_findings"},
     "curate": SOURCE,
     "pull": {
         *("origin", "out", "key", "modality", "since", "until", "studies", "accessions"),
@@ -49,6 +50,9 @@ VERBS = {
     "transfer": {"task", "run", "store", "mode", "split", "label_fraction", "controls", "changes", "out"},
     "report": {"run"},
     "doctor": {"store"},
+    "bench scaling": {
+        *("recipe", "store", "out", "fractions", "widths", "seeds", "task", "split", "epochs", "group", "changes"),
+    },
 }
 
 
@@ -57,14 +61,22 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+def commands() -> dict[str, Any]:
+    """Every command by name; those of a group, such as `bench`, as ``group command``."""
+    found = {}
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {inner}": its for inner, its in below.items()}
+    return found
+
+
 def test_verbs_and_options_change_only_on_purpose() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    found = {name: {option.name for option in command.params} - {"help"} for name, command in commands.items()}
+    found = {name: {option.name for option in command.params} - {"help"} for name, command in commands().items()}
     assert found == VERBS
 
 
 def test_every_verb_says_what_it_does() -> None:
-    for command in typer.main.get_command(cli.app).commands.values():  # type: ignore[attr-defined]
+    for command in commands().values():
         assert command.help
 
 
@@ -80,6 +92,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         (("pretrain", "medmap:tiny", "--set", "schedule.stepz=1", "--out", str(tmp_path / "r")), "steps"),
         (("compare", "segmentation", "--store", "s", "--run", "r", "--out", str(tmp_path)), "NAME=RUN"),
         (("compare", "zero_shot", "--store", "s", "--run", "a=r", "--out", str(tmp_path)), "evaluate"),
+        (("ingest", str(tmp_path), "--label-findings", "knee", "--out", str(tmp_path / "s")), "chest"),
         (("phantom", "knee", "--out", str(tmp_path / "p")), "brain"),
         (("evaluate", "zero-shot", "--from", "r", "--store", "s"), "zero_shot"),
         (("transfer", "zero_shot", "--from", "r", "--store", "s"), "task of `tomoglot evaluate`"),

@@ -35,6 +35,7 @@ from tomoglot.recipes.recipe import Recipe
 from tomoglot.record import MetricsLog, open_folder
 from tomoglot.released import account_of, read_encoder, start_from, write_account
 from tomoglot.store.reader import Store
+from tomoglot.studies.split import keep_subjects
 from tomoglot.training import Schedule, Step, TrainState, train
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Interrupted(SystemExit):
 class RunConfig(Settings):
     """Everything that decides a run, apart from the store.
 
+    `subject_fraction` is the share of the split's subjects that are trained on, drawn by `seed`; a smaller share's lie
+    within those of a larger one.
     `threads` sets the number of CPU threads of torch (None leaves it); `keep_last` the checkpoints kept (None: all).
     `encoder_weights` is a run folder or a released file whose encoder the run starts from; what fitted is written to
     `encoder_weights.json`.
@@ -62,6 +65,7 @@ class RunConfig(Settings):
     loader: LoaderConfig = LoaderConfig()
     schedule: Schedule = Schedule()
     split: str | None = "train"
+    subject_fraction: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0)
     save_every_steps: int = Field(500, ge=1)
     log_every_steps: int = Field(50, ge=1)
@@ -100,7 +104,7 @@ def pretrain(
         FloatingPointError: a loss or a gradient is not finite; the weights were not updated.
         Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    store = Store.open(store_path)
+    store = part_of(Store.open(store_path), config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     fabric = config.schedule.fabric()
@@ -139,6 +143,19 @@ def pretrain(
                 raise Interrupted(*stopped[:1])
     assert found is not None
     return found
+
+
+def part_of(store: Store, config: RunConfig) -> Store:
+    """The studies that a run trains on, as a store: all of it, or the rows of the subjects that it keeps.
+
+    Raises:
+        ValueError: no study is in the split.
+    """
+    if config.subject_fraction == 1:
+        return store
+    rows = store.select(config.split)
+    kept = keep_subjects(np.array([row.subject for row in rows]), fraction=config.subject_fraction, seed=config.seed)
+    return store.only(row for row, its in zip(rows, kept, strict=True) if its)
 
 
 def _build_seeded(config: RunConfig, sequences: tuple[str, ...], fabric: Fabric) -> Recipe:
@@ -274,6 +291,8 @@ def _describe_data(store: Store, config: RunConfig) -> dict[str, Any]:
         "subjects": len({row.subject for row in rows}),
         "sequences": list(config.loader.sequences or store.sequences),
         "simulated": any(row.simulated for row in rows),
+        # Left out of a whole run's, so that one begun by an earlier version goes on.
+        **({} if config.subject_fraction == 1 else {"subject_fraction": config.subject_fraction}),
     }
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 
-from tomoglot.cli import cohorts, journey, models, raw
+from tomoglot.cli import benches, cohorts, journey, models, raw
 from tomoglot.cli.options import app
 
-__all__ = ["app", "cohorts", "journey", "main", "models", "raw"]
+__all__ = ["app", "benches", "cohorts", "journey", "main", "models", "raw"]
 
 
 def main() -> None:

@@ -46,11 +46,16 @@ def plain(axes: Any) -> None:
     axes.tick_params(colors=INK, labelsize=9, length=0)
 
 
-def draw(figure: Figure, words: str) -> Picture:
-    """A figure as a picture."""
+def png_of(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return embedded(buffer.getvalue(), words)
+    return buffer.getvalue()
+
+
+def draw(figure: Figure, words: str) -> Picture:
+    """A figure as a picture."""
+    return embedded(png_of(figure), words)
 
 
 def embedded(data: bytes, words: str, *, kind: str = "png") -> Picture:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tomoglot.serve.page import ACCENT, INK, MUTED, RULE, Picture, draw, plain
+from tomoglot.serve.page import ACCENT, INK, MUTED, RULE, Picture, draw, plain, png_of
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.tasks.task import SubsetScore, TaskResult
 
@@ -24,7 +23,7 @@ def draw_subsets(result: TaskResult, path: Path) -> Path:
     """
     if not result.subsets:
         raise ValueError(f"{result.task} was not scored by subsets of the sequences")
-    write_bytes(path, _png(subsets_figure(result)))
+    write_bytes(path, png_of(subsets_figure(result)))
     return path
 
 
@@ -101,9 +100,3 @@ def subsets_figure(result: TaskResult) -> Figure:
 
 def _badness(row: SubsetScore) -> float:
     return row.score.value if row.score.metric in LOWER_IS_BETTER else -row.score.value
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()

@@ -6,6 +6,7 @@ many threads; open it after a fork, not before.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -116,6 +117,12 @@ class Store:
             known = sorted({row.split for row in self.rows})
             raise ValueError(f"no study of this store is in split {split!r}; it has {', '.join(known) or 'no study'}")
         return rows
+
+    def only(self, rows: Iterable[StudyRow]) -> Self:
+        """The same store of which only these rows are seen; sequences, findings and digests stay those of the whole."""
+        part = copy.copy(self)
+        part.rows = tuple(rows)
+        return part
 
     def read_crop(
         self, row: StudyRow, start: Box, shape: Box, *, sequences: Sequence[str] | None = None

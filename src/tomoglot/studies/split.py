@@ -1,4 +1,4 @@
-"""Splits by subject: frozen by a keyed hash, checked for subjects on two sides, digested."""
+"""Splits by subject: frozen by a keyed hash, checked for subjects on two sides, digested; and shares of a side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def split_subjects(subjects: Iterable[str], *, fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -40,6 +43,21 @@ def check_split(assignments: Iterable[tuple[str, str]]) -> None:
             f"the split puts {len(both)} of {len(sides)} subjects on more than one side ({names}): a score on them "
             "would be a score on training data; give every study of a subject the same split"
         )
+
+
+def keep_subjects(subjects: NDArray[np.generic], *, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which of n studies are kept when a fraction of the subjects (at least one) is: (n,).
+
+    Subjects are drawn, not studies, in one order a seed: those of a smaller fraction lie within those of a larger one.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction, a share of subjects, must lie above 0 and at most at 1, got {fraction}")
+    distinct = np.unique(subjects)
+    order = np.random.default_rng(seed).permutation(distinct)
+    return np.isin(subjects, order[: max(1, round(fraction * len(distinct)))])
 
 
 def split_digest(assignment: Mapping[str, str]) -> str:

@@ -15,19 +15,9 @@ from tomoglot.batches.loader import StudySource
 from tomoglot.batches.sample import Voxels
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.store.plan import Plan
+from tomoglot.studies.split import keep_subjects
 
-
-def keep_subjects(subjects: NDArray[np.generic], *, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which of n studies keep their labels when a fraction of the subjects (at least one) do: (n,).
-
-    Raises:
-        ValueError: the fraction is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"label_fraction must lie above 0 and at most at 1, got {fraction}")
-    distinct = np.unique(subjects)
-    order = np.random.default_rng(seed).permutation(distinct)
-    return np.isin(subjects, order[: max(1, round(fraction * len(distinct)))])
+__all__ = ["PartOfStore", "fewer_labels", "keep_subjects"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
