@@ -12,6 +12,16 @@ from tomoglot.studies.nifti import write_nifti
 from tomoglot.studies.study import Volume
 
 
+def interpolate_native(voxels: NDArray[np.float32], affine: Affine, native: Grid) -> NDArray[np.float32]:
+    """Numbers (i, j, k) on the native grid, interpolated; outside the store's field they are zero."""
+    # One more voxel all round, equal to its neighbour: a native voxel at the very edge of the field may lie a rounding
+    # error outside of it, and nothing is interpolated out there.
+    padded = np.pad(voxels, 1, mode="edge")
+    moved = affine.copy()
+    moved[:3, 3] -= moved[:3, :3].sum(axis=1)
+    return resample(padded, moved, native)
+
+
 def onto_native(
     probabilities: NDArray[np.float32], affine: Affine, native: Grid, *, threshold: float
 ) -> NDArray[np.uint8]:
@@ -20,12 +30,7 @@ def onto_native(
     The other way round would give blocks of the store's voxels. Where only axes were turned or cut off, nothing is
     interpolated. Outside the store's field there is no region.
     """
-    # One more voxel all round, equal to its neighbour: a native voxel at the very edge of the field may lie a rounding
-    # error outside of it, and nothing is interpolated out there.
-    padded = np.pad(probabilities, 1, mode="edge")
-    moved = affine.copy()
-    moved[:3, 3] -= moved[:3, :3].sum(axis=1)
-    found = resample(padded, moved, native)
+    found = interpolate_native(probabilities, affine, native)
     # What interpolation rounds must not fall below a threshold that it equals.
     return np.asarray(found >= threshold - 1e-6, dtype=np.uint8)
 

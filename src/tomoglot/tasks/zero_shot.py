@@ -33,10 +33,11 @@ from tomoglot.tasks.embeddings import (
     is_simulated,
     opened,
     seen_note,
+    study_vectors,
 )
 from tomoglot.tasks.intervals import DRAWS, draw_subjects, macro_auroc, over_draws, percentile_interval
 from tomoglot.tasks.metrics import auroc
-from tomoglot.tasks.prompts import PROMPTS, Prompts, read_prompts
+from tomoglot.tasks.prompts import PROMPTS, Prompts, prompts_for, read_prompts
 from tomoglot.tasks.scoring import (
     compare_with_controls,
     list_predictions,
@@ -136,10 +137,7 @@ def study_scores(
 
     `aligned` is (n, c, d), `used` (n, c), `directions` (f, d).
     """
-    similar = np.einsum("ncd,fd->ncf", aligned.astype(np.float64), directions.astype(np.float64))
-    count = used.sum(axis=1)[:, None]
-    total = np.where(used[:, :, None], similar, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.asarray(study_vectors(aligned, used) @ directions.astype(np.float64).T)
 
 
 def probabilities(scores: NDArray[np.floating], *, temperature: float = TEMPERATURE) -> NDArray[np.float64]:
@@ -172,7 +170,7 @@ def score(
     split = side_of(config.split)
     if not has_text_side(recipe):
         raise ValueError(f"{type(recipe).__name__} has no text side, so nothing can be asked in words; try a probe")
-    wanted = _questions(store.findings, config.prompts)
+    wanted = questions(store.findings, config.prompts)
 
     def embed(subject: Recipe, *, remove_image: bool = False) -> StoreEmbeddings:
         return embed_split(
@@ -321,8 +319,13 @@ def prompt_spread(ours: StoreEmbeddings, vectors: Mapping[str, PromptVectors]) -
     return tuple(spreads)
 
 
-def _questions(findings: Sequence[str], prompts: Path | None) -> dict[str, Prompts]:
-    known = PROMPTS if prompts is None else read_prompts(prompts)
+def questions(findings: Sequence[str], prompts: Path | None) -> dict[str, Prompts]:
+    """Sentences for the findings of a store that there are any for; from a file instead of our own, if it is given.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = prompts_for(findings) or dict(PROMPTS) if prompts is None else read_prompts(prompts)
     asked = {finding: known[finding] for finding in findings if finding in known}
     if not asked:
         labelled = ", ".join(findings) or "none"
