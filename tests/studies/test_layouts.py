@@ -102,6 +102,7 @@ def test_ct_rate_joins_reports_and_labels_and_leaves_out_what_is_not_a_chest(ct_
     assert first.report == second.report and first.report is not None
     assert (first.report.findings, first.report.impression) == ("A nodule.", "Nodule.")
     assert first.labels == {"lung_nodule": 1.0, "hiatal_hernia": 0.0} and second.labels == {}
+    assert first.labels_mined == ("hiatal_hernia", "lung_nodule"), "a classifier read them from the reports"
     assert [studies[key].split for key in sorted(studies)] == ["train", "train", "val"]
     assert studies["valid_1", "a_1"].report is None
     # The newer release is read where both are there.

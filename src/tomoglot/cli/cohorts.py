@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def phantom(
-    cohort: Annotated[str, typer.Argument(help="Which cohort: brain or liver.")],
+    cohort: Annotated[str, typer.Argument(help="Which cohort: brain, liver or chest.")],
     out: OutOption,
     subjects: Annotated[int, typer.Option(min=1)] = 200,
     seed: int = 0,
@@ -190,6 +190,10 @@ def ingest(
     workers: WorkersOption = 2,
     scheduler: SchedulerOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where the source has none.")] = 0,
+    label_findings: Annotated[
+        str | None,
+        typer.Option("--label-findings", help="Mine labels from reports by rules: brain, liver or chest."),
+    ] = None,
     look: Annotated[
         bool, typer.Option("--look/--no-look", help="Also search copies across subjects, and write quality.html.")
     ] = True,
@@ -199,7 +203,8 @@ def ingest(
     from tomoglot.store.writer import write_store
 
     chosen = _plan(spacing_mm, field, plan, plan_of)
-    sources = _read(source, out, SourceOptions.of(context))
+    findings = _findings_of(label_findings)
+    sources = _mined(_read(source, out, SourceOptions.of(context)), findings)
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
         done = write_store(
             sources,
@@ -215,6 +220,27 @@ def ingest(
     if look:
         print(f"open {write_quality(out)}")
     print(f"next: tomoglot inspect {out}")
+
+
+def _findings_of(organ: str | None) -> tuple[str, ...]:
+    """The findings whose labels are to be mined from reports; none where no organ is named."""
+    from tomoglot.studies.findings import LISTS
+
+    if organ is not None and organ not in LISTS:
+        raise ValueError(f"--label-findings {organ}: known are {', '.join(LISTS)}")
+    return () if organ is None else LISTS[organ]
+
+
+def _mined(sources: Sources, findings: tuple[str, ...]) -> Sources:
+    """With labels that rules read from the reports, where they are asked for."""
+    from tomoglot.studies.findings import mine_labels
+
+    if not findings:
+        return sources
+    labelled = mine_labels(sources, findings)
+    count = sum(bool(study.labels_mined) for study in labelled.studies)
+    print(f"labels of {count} of {len(labelled.studies)} studies mined from reports by rules: no reader gave them")
+    return labelled
 
 
 def _tell(done: IngestSummary, source: Path, out: Path) -> None:

@@ -45,7 +45,8 @@ class StudyRow(BaseModel):
     """One study of the store. `shape` is (i, j, k) in voxels, `affine` takes voxel indices to RAS+ mm.
 
     `native_shape` and `native_affine` are the grid of the study's finest series as its file had it, before any axis was
-    turned: what is predicted goes back there. None in a store of format 1, which did not keep them.
+    turned: what is predicted goes back there. None in a store of format 1, which did not keep them. `labels_mined`
+    names the labels that rules read from the report.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,7 @@ class StudyRow(BaseModel):
     digest: str
     native_shape: tuple[int, int, int] | None = None
     native_affine: AffineRows | None = None
+    labels_mined: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -109,6 +111,7 @@ _COLUMNS = {
     "digest": "VARCHAR",
     "native_shape": "INTEGER[]",
     "native_affine": "DOUBLE[][]",
+    "labels_mined": "VARCHAR[]",
 }
 
 

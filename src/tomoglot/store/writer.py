@@ -175,7 +175,7 @@ def _plan_jobs(sources: Sources, splits: Mapping[str, str], plan: Plan) -> tuple
 def _fingerprint(study: Study, split: str, plan: Plan) -> str:
     """Digest of what a study is made from: names, sizes and times of its files, and what the table says of it."""
     files = {series.sequence: stamps(series.path, series.frames) for series in study.series}
-    said = {
+    said: dict[str, Any] = {
         "files": files,
         "mask": None if study.mask is None else stamps(study.mask),
         "mask_labels": {str(number): name for number, name in study.mask_labels.items()},
@@ -189,6 +189,8 @@ def _fingerprint(study: Study, split: str, plan: Plan) -> str:
     }
     if chosen := reading(study):
         said["reading"] = chosen
+    if study.labels_mined:
+        said["labels_mined"] = study.labels_mined
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -272,7 +274,9 @@ def _fill(folder: Path, job: _Job, conformed: Conformed, looked: Looked, *, plan
 
 def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
     """Digest of a study's content: its row and its decoded voxels, whatever its files are called or compressed by."""
-    return layout.digest_of({"row": {**row, "digest": ""}, "arrays": dict(arrays)})
+    # Without the names of mined labels where there are none: what had none before they were kept is the same content.
+    said = {name: value for name, value in row.items() if name != "labels_mined" or value}
+    return layout.digest_of({"row": {**said, "digest": ""}, "arrays": dict(arrays)})
 
 
 def store_digest(rows: tuple[StudyRow, ...]) -> str:
@@ -337,6 +341,7 @@ def _row(job: _Job, conformed: Conformed, digests: Mapping[str, str]) -> StudyRo
         digest="",
         native_shape=conformed.native.shape,
         native_affine=_lines(conformed.native.affine),
+        labels_mined=study.labels_mined,
     )
     return row.model_copy(update={"digest": study_digest(row.model_dump(mode="json"), digests)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from tomoglot.studies.study import Report
 
@@ -36,15 +37,43 @@ def read_report(text: str) -> Report:
     A heading stands at the start of a line ("Findings:") or in capitals anywhere ("IMPRESSION:"). A section that
     occurs twice is joined. Text under another heading (technique, comparison) belongs to neither.
     """
-    headings = list(_HEADING.finditer(text))
     parts: dict[str, list[str]] = {"findings": [], "impression": []}
-    for place, heading in enumerate(headings):
-        end = headings[place + 1].start() if place + 1 < len(headings) else len(text)
-        section = _SECTION_OF.get((heading["line"] or heading["inline"]).lower())
-        if section is not None:
-            parts[section].append(text[heading.end() : end].strip())
+    for section, part in _sections(text):
+        if section in parts:
+            parts[section].append(part)
     joined = {section: "\n".join(part for part in found if part) for section, found in parts.items()}
     return Report(text=text.strip(), **joined)
+
+
+def spoken(text: str) -> str:
+    """What a report says of its own images: findings and impression, or all but the first paragraph of other sections.
+
+    Where no heading names findings or impression, they may stand anywhere: only the paragraph right under another
+    heading (indication, technique, comparison) is left out.
+    """
+    sections = list(_sections(text))
+    if any(section in ("findings", "impression") and part for section, part in sections):
+        return "\n\n".join(part for section, part in sections if section in ("findings", "impression"))
+    return "\n\n".join(part if not section else part.partition("\n\n")[2] for section, part in sections)
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """Each section's kind ("" before the first heading, "other" under one that is neither of ours) and its text."""
+    headings = list(_HEADING.finditer(text))
+    yield "", text[: headings[0].start() if headings else len(text)].strip()
+    for place, heading in enumerate(headings):
+        end = headings[place + 1].start() if place + 1 < len(headings) else len(text)
+        name = (heading["line"] or heading["inline"]).lower()
+        yield _SECTION_OF.get(name, "other"), text[heading.end() : end].strip()
+
+
+def report_body(text: str) -> str:
+    """Findings and impression, or the whole text where headings tell neither apart.
+
+    The technique is left out: it names the sequences acquired, which an image need not be read to know.
+    """
+    parts = read_report(text)
+    return " ".join(part for part in (parts.findings, parts.impression) if part) or parts.text
 
 
 def sentences(text: str) -> list[str]:

@@ -85,8 +85,9 @@ class Report:
 class Study:
     """One visit of one subject.
 
-    `labels` holds known findings only: 1 present, 0 absent, no key where unknown. `mask_labels` says what the numbers
-    in the mask file mean, in the words of `lesion.LESIONS`; where it is empty, the file's numbers are kept as they are.
+    `labels` holds known findings only: 1 present, 0 absent, no key where unknown; `labels_mined` names those of them
+    that rules read from the report (`findings.mine_labels`) and no reader gave. `mask_labels` says what the numbers in
+    the mask file mean, in the words of `lesion.LESIONS`; where it is empty, the file's numbers are kept as they are.
     """
 
     subject: str
@@ -94,6 +95,7 @@ class Study:
     series: tuple[Series, ...] = ()
     report: Report | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
+    labels_mined: tuple[str, ...] = ()
     mask: Path | None = None
     mask_labels: Mapping[int, str] = field(default_factory=dict)
     split: str | None = None

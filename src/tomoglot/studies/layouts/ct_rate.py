@@ -95,7 +95,8 @@ def read(root: Path) -> Sources:
             if (value := cell_text(mined.get(finding))) in ("0", "1")
         }
         split = "val" if subject.startswith("valid") else "train"
-        return {"report": _report(tables["reports"].get(volume, {})), "labels": labels, "split": split}
+        report = _report(tables["reports"].get(volume, {}))
+        return {"report": report, "labels": labels, "labels_mined": tuple(sorted(labels)), "split": split}
 
     return gathered.sources(said)
 
