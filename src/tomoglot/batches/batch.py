@@ -82,3 +82,13 @@ class Batch:
             masks=None if self.masks is None else self.masks.to(device),
             tokens=None if self.tokens is None else self.tokens.to(device),
         )
+
+
+def draw_volumes(batch: Batch, count: int) -> tuple[Float[Tensor, "v 1 i j k"], Int[Tensor, " v"], Int[Tensor, " v"]]:
+    """At most `count` acquired sequences of each study, drawn at random; the study of each, and its number in it."""
+    lots = torch.where(batch.acquired.cpu(), torch.rand(batch.acquired.shape), -1.0)
+    drawn = lots.topk(min(count, lots.shape[1]), dim=1)
+    study, slot = (drawn.values >= 0).nonzero(as_tuple=True)
+    channel = drawn.indices[study, slot].to(batch.volumes.device)
+    study, slot = study.to(channel.device), slot.to(channel.device)
+    return batch.volumes[study, channel][:, None], study, slot

@@ -1,0 +1,117 @@
+"""Volumes and reports of a batch with holes on both sides, and what the encoders make of what is left (MPMA-style)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from tomoglot.batches.batch import Batch, Tokens, draw_volumes
+from tomoglot.batches.mask import block_mask, token_mask
+from tomoglot.encoders.patches import Voxels, imaged_patches
+from tomoglot.encoders.text_trained import TrainedTextEncoder, mean_by_word, pool_words
+from tomoglot.encoders.vit import ViT
+from tomoglot.studies.report import report_body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a step has before anything is hidden: volumes that were drawn, filled up to whole patches, and reports.
+
+    Attributes:
+        grid: patches along each axis.
+        study: row in the batch of each volume, and `slot` its number among those of its study.
+        paired: studies with a volume and a report.
+    """
+
+    volumes: Float[Tensor, "v 1 i j k"]
+    grid: Voxels
+    study: Int[Tensor, " v"]
+    slot: Int[Tensor, " v"]
+    tokens: Tokens
+    paired: Bool[Tensor, " b"]
+
+    def join(self, of_volumes: Shaped[Tensor, "v n *e"]) -> Shaped[Tensor, "b m *e"]:
+        """What belongs to patches, for the volumes of each study in a row; zeros (False) where it has fewer."""
+        slots = int(self.slot.max()) + 1 if len(self.slot) else 1
+        joined = of_volumes.new_zeros(len(self.paired), slots, *of_volumes.shape[1:])
+        joined[self.study, self.slot] = of_volumes
+        return joined.flatten(1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A step's studies under one pair of masks, and what the encoders make of what is left.
+
+    Attributes:
+        visible: patches of each volume; `seen` has a token for each of them.
+        joined: the seen tokens of a study's volumes in a row, `attended` where there are any, `imaged` where the patch
+            holds more than one value.
+        pooled: one vector a study of its seen tokens, the mean over its volumes.
+        hidden: word pieces of each report; `states` has all of them.
+        words: those that are not hidden, `present` where there are any.
+        said: one vector a report of them.
+    """
+
+    visible: Bool[Tensor, "v p"]
+    seen: Float[Tensor, "v n e"]
+    joined: Float[Tensor, "b m e"]
+    attended: Bool[Tensor, "b m"]
+    imaged: Bool[Tensor, "b m"]
+    pooled: Float[Tensor, "b e"]
+    hidden: Bool[Tensor, "b t"]
+    states: Float[Tensor, "b t d"]
+    words: Float[Tensor, "b w d"]
+    present: Bool[Tensor, "b w"]
+    said: Float[Tensor, "b d"]
+
+
+def draw_pairs(batch: Batch, vision: ViT, text: TrainedTextEncoder, *, sequences: int) -> Given:
+    """Draw volumes, and cut reports into words: findings and impression; the technique names the sequences."""
+    drawn, study, slot = draw_volumes(batch, sequences)
+    volumes, grid = vision.filled(drawn)
+    tokens = text.tokenise([report_body(said) if said and said.strip() else None for said in batch.reports])
+    tokens = tokens.to(volumes.device)
+    paired = batch.acquired.any(dim=1) & (tokens.word >= 0).any(dim=1)
+    return Given(volumes=volumes, grid=grid, study=study, slot=slot, tokens=tokens, paired=paired)
+
+
+def look(given: Given, vision: ViT, text: TrainedTextEncoder, *, patch_share: float, word_share: float) -> View:
+    """Hide shares of both sides (0 hides nothing), at random on the CPU, and encode what is left.
+
+    Raises:
+        ValueError: a volume is a single patch.
+    """
+    volumes, tokens, chance = given.volumes, given.tokens, torch.default_generator
+    if patch_share > 0:
+        i, j, k = volumes.shape[2:]
+        blocks = block_mask((i, j, k), vision.patch, patch_share, chance, batch=len(volumes))
+        visible = ~blocks.flatten(1).to(volumes.device)
+        seen = vision.encode_visible(volumes, visible)
+    else:
+        seen = vision(volumes).tokens
+        visible = torch.ones_like(seen[..., 0], dtype=torch.bool)
+    hidden = torch.zeros_like(tokens.attended)
+    if word_share > 0:
+        hidden = token_mask(tokens.to("cpu"), word_share, True, chance).to(hidden.device)
+    states = text(tokens, hidden)
+    left = tokens.word.masked_fill(hidden, -1)
+    words, present = mean_by_word(states, left)
+    imaged = imaged_patches(volumes, vision.patch)[visible].view_as(seen[..., 0])
+    count = torch.bincount(given.study, minlength=len(given.paired)).clamp(min=1)
+    return View(
+        visible=visible,
+        seen=seen,
+        joined=given.join(seen),
+        attended=given.join(torch.ones_like(imaged)),
+        # A study may have hidden all that it has of a body; then air has to do.
+        imaged=given.join(imaged | ~imaged.any(dim=1, keepdim=True)),
+        pooled=given.join(vision.pool(seen)[:, None]).sum(dim=1) / count[:, None],
+        hidden=hidden,
+        states=states,
+        words=words,
+        present=present,
+        said=pool_words(states, left),
+    )
