@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tomoglot.batches.batch import Tokens
-from tomoglot.batches.mask import block_mask, token_mask, voxel_mask
+from tomoglot.batches.mask import block_mask, hidden_voxels, report_keys, token_mask, voxel_mask
 
 
 def generator(seed=0):
@@ -84,3 +84,38 @@ def test_a_small_ratio_still_hides_one():
 def test_token_ratios_outside_0_to_1_are_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
         token_mask(make_tokens(), 0.0, True, generator())
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 8), (17, 8, 13), (5, 9, 20)])
+def test_blocks_are_cut_where_a_crop_of_any_size_ends(shape):
+    volumes = torch.zeros(3, 2, *shape)
+    hidden = hidden_voxels(volumes, 8, 0.5, generator())
+    assert hidden.shape == (3, 1, *shape)
+    grid = tuple(-(-edge // 8) for edge in shape)
+    for study in hidden[:, 0]:
+        whole = 0
+        for i, j, k in torch.cartesian_prod(*(torch.arange(edge) for edge in grid)).tolist():
+            block = study[8 * i : 8 * i + 8, 8 * j : 8 * j + 8, 8 * k : 8 * k + 8]
+            assert block.all() or not block.any()
+            whole += bool(block.all())
+        assert whole == max(round(0.5 * grid[0] * grid[1] * grid[2]), 1)
+
+
+def test_masks_that_take_turns_are_few_and_always_the_same():
+    tokens = make_tokens()
+    drawn = [token_mask(tokens, 0.5, True, generator(seed), turns=3) for seed in range(40)]
+    # Two of the three may happen to be equal: four words have six masks.
+    assert 1 < len({tuple(mask[0].tolist()) for mask in drawn}) <= 3
+    assert len({tuple(token_mask(tokens, 0.5, True, generator(seed))[0].tolist()) for seed in range(40)}) > 3
+    alone = Tokens(**{slot: getattr(tokens, slot)[:1] for slot in Tokens.__slots__})
+    others = {tuple(token_mask(alone, 0.5, True, generator(seed), turns=3)[0].tolist()) for seed in range(40)}
+    assert others == {tuple(mask[0].tolist()) for mask in drawn}
+    assert all(not mask[tokens.word < 0].any() and mask[2, 1] for mask in drawn)
+
+
+def test_a_key_tells_reports_apart_by_their_words_whatever_the_padding():
+    tokens = make_tokens()
+    keys = report_keys(tokens)
+    assert len(set(keys.tolist())) == 3 and (keys >= 0).all()
+    longer = {slot: torch.nn.functional.pad(getattr(tokens, slot), (0, 2)) for slot in Tokens.__slots__}
+    assert torch.equal(report_keys(Tokens(**longer)), keys)

@@ -1,4 +1,4 @@
-"""A decoder without skips: from the coarsest map alone back to voxels.
+"""Decoders without skips: from the coarsest map alone, or from the visible patches alone, back to voxels.
 
 Masked pre-training throws it away afterwards. It sees nothing but the bottleneck, so whatever the reconstruction needs
 has to be carried by the encoder (Rui 2025, sec. 3: no skip connections while pre-training).
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Self
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tomoglot.config import Settings
+from tomoglot.encoders.fusion import Block
+from tomoglot.encoders.patches import Voxels, put_visible
 from tomoglot.encoders.vision import VisionFeatures
+from tomoglot.encoders.vit import waves
 
 
 class BottleneckDecoder(nn.Module):
@@ -64,6 +71,46 @@ class BottleneckDecoder(nn.Module):
         for stage, size in zip(self.stages, reversed(sizes), strict=True):
             grown = _fit(stage(grown), size)
         return grown
+
+
+class PatchDecoder(nn.Module):
+    """A light transformer from the tokens of visible patches to the voxels of all (He 2022, sec. 3)."""
+
+    class Config(Settings):
+        """Sizes of the transformer."""
+
+        width: int = Field(512, ge=6)
+        layers: int = Field(4, ge=1)
+        heads: int = Field(8, ge=1)
+
+        @model_validator(mode="after")
+        def _heads_fit(self) -> Self:
+            if self.width % self.heads:
+                raise ValueError(f"heads {self.heads} must divide width {self.width}")
+            return self
+
+    def __init__(self, config: Config, *, image_width: int, voxels: int) -> None:
+        """Build for tokens of `image_width` and patches of so many `voxels`."""
+        super().__init__()
+        self.embed = nn.Linear(image_width, config.width)
+        self.unseen = nn.Parameter(0.02 * torch.randn(config.width))
+        self.blocks = nn.ModuleList(Block(config.width, heads=config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, voxels)
+
+    def forward(
+        self, seen: Float[Tensor, "b _n e"], visible: Bool[Tensor, "b p"], grid: Voxels
+    ) -> Float[Tensor, "b p v"]:
+        """Voxels of every patch of a grid; a patch that was not seen starts as a learned token with its place.
+
+        Raises:
+            ValueError: a grid of fewer than two patches.
+        """
+        tokens = put_visible(self.embed(seen), visible, self.unseen)
+        tokens = tokens + waves(grid, tokens.shape[2]).to(tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.out(self.norm(tokens))
 
 
 def _fit(grown: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tomoglot.batches.batch import Tokens
+from tomoglot.batches.text import tokenise
 from tomoglot.config import Settings
 from tomoglot.studies.report import sentences
 
@@ -36,6 +39,27 @@ class TextFeatures:
 
     tokens: Float[Tensor, "b t e"]
     sentences: Float[Tensor, "b s e"] | None
+    pooled: Float[Tensor, "b e"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFeatures:
+    """Reports at every grain; a study without one has zeros and no token.
+
+    Attributes:
+        tokens: ids, sentences and words.
+        states: of each token.
+        sentences: the mean over each sentence's tokens, which know the rest of the report.
+        alone: each sentence by itself, so that equal words give equal vectors in any report.
+        present: which sentences there are.
+        pooled: of the whole report.
+    """
+
+    tokens: Tokens
+    states: Float[Tensor, "b t e"]
+    sentences: Float[Tensor, "b s e"]
+    alone: Float[Tensor, "b s e"]
+    present: Bool[Tensor, "b s"]
     pooled: Float[Tensor, "b e"]
 
 
@@ -57,6 +81,7 @@ class TextEncoder(nn.Module, ABC):
             pooling: "mean" of tokens, first token ("cls"), or the mean over a text's "sentences".
             max_tokens: what comes after is cut (a sentence, under "sentences"; else the text).
             batch_size: texts a forward pass.
+            cache_mb: memory for the hidden states of tokens; the text that was asked least recently goes first.
         """
 
         path: str | None = None
@@ -64,6 +89,7 @@ class TextEncoder(nn.Module, ABC):
         pooling: Pooling = "mean"
         max_tokens: int = Field(256, ge=8)
         batch_size: int = Field(32, ge=1)
+        cache_mb: int = Field(512, ge=0)
 
         @model_validator(mode="after")
         def _hub_has_a_name(self) -> TextEncoder.Config:
@@ -126,6 +152,87 @@ class FrozenTextEncoder(TextEncoder):
         """The model's own tokenizer, for a loader that tokenises reports."""
         return self._model.tokenizer
 
+    @property
+    def pretrained(self) -> Any:
+        """The transformers model itself, to copy weights from; every encoder with this model shares it."""
+        return self._model.network
+
+    @property
+    def word_vectors(self) -> Float[Tensor, "v e"]:
+        """The model's frozen input embedding of each word piece of its vocabulary."""
+        self._model.network.to(self._device.device)
+        return self._model.network.get_input_embeddings().weight.detach()
+
+    def tokenise(self, texts: Sequence[str | None]) -> Tokens:
+        """Tokens of texts with their sentences and words, where this module is; a text of None is all padding."""
+        return tokenise(texts, self.tokenizer, self.config.max_tokens).to(self._device.device)
+
+    @torch.no_grad()
+    def states(self, tokens: Tokens, hidden: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t e"]:
+        """Last hidden state of each token, zeros in padding; `hidden` tokens are read as the model's mask token.
+
+        What was asked before comes from the cache, whose key holds the text **and** what is hidden of it: the ids after
+        hiding (MG-3D's released code keeps the states of the first mask, and draws other labels in every epoch). Each
+        text is read alone, so that its states do not depend on its neighbours, and a run that was stopped goes on with
+        the same numbers. Values are kept, and given even when new, in half precision's digits.
+
+        Raises:
+            ValueError: something is hidden and the model has no mask token.
+        """
+        ids = tokens.ids
+        if hidden is not None:
+            if self.tokenizer.mask_token_id is None:
+                raise ValueError("this text model has no mask token, so no word of a report can be hidden from it")
+            ids = ids.masked_fill(hidden & tokens.attended, self.tokenizer.mask_token_id)
+        rows = ids.new_zeros(*ids.shape, self.embedding, dtype=torch.float32)
+        for row, (line, count) in enumerate(zip(ids.cpu(), tokens.attended.sum(1).tolist(), strict=True)):
+            if count:
+                rows[row, :count] = self._states_of(line[:count]).to(rows)
+        return rows
+
+    @torch.no_grad()
+    def read(
+        self, reports: Sequence[str | None], *, max_sentences: int, alone: Literal["encoded", "inputs"] = "encoded"
+    ) -> ReportFeatures:
+        """Everything of reports that stays the same from step to step: asked once, then from the cache.
+
+        At most `max_sentences` of each are looked at one by one. `alone` says what a sentence is by itself: the
+        encoder's vector of it, or the mean of its word pieces before the encoder.
+        """
+        tokens = self.tokenise(reports)
+        states = self.states(tokens)
+        num_sentences = max(1, min(max_sentences, int(tokens.sentence.max()) + 1))
+        within, present = mean_by_sentence(states, tokens.sentence, num_sentences)
+        if alone == "inputs":
+            apart, _ = mean_by_sentence(self.word_vectors[tokens.ids], tokens.sentence, num_sentences)
+        else:
+            parts, apart = [sentences(report) if report else [] for report in reports], torch.zeros_like(within)
+            places = present.nonzero().tolist()
+            apart[present] = self.embed([parts[report][sentence] for report, sentence in places])
+        pooled = states.new_zeros(len(reports), self.embedding)
+        written = [row for row, report in enumerate(reports) if report]
+        pooled[written] = self.embed([reports[row] or "" for row in written])
+        return ReportFeatures(
+            tokens=tokens, states=states, sentences=within, alone=apart, present=present, pooled=pooled
+        )
+
+    def _states_of(self, ids: Int[Tensor, " t"]) -> Float[Tensor, "t e"]:
+        """Hidden states of one text, on the CPU in half precision."""
+        model, device, key = self._model, self._device.device, ids.numpy().tobytes()
+        found = model.states.get(key)
+        if found is None:
+            network = model.network.to(device).eval()
+            with torch.autocast(device.type, enabled=False):
+                found = network(input_ids=ids[None].to(device)).last_hidden_state[0].half().cpu()
+            model.states[key] = found
+            model.states_bytes += found.nbytes
+            while model.states_bytes > self.config.cache_mb * 2**20:
+                _, dropped = model.states.popitem(last=False)
+                model.states_bytes -= dropped.nbytes
+        else:
+            model.states.move_to_end(key)
+        return found
+
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "n e"]:
         """One vector a text, float32, on the device this module was moved to, without gradient.
@@ -181,6 +288,18 @@ class FrozenTextEncoder(TextEncoder):
         return hidden, tokens["attention_mask"].unsqueeze(-1).float()
 
 
+def mean_by_sentence(
+    states: Float[Tensor, "b t e"], sentence: Int[Tensor, "b t"], num_sentences: int
+) -> tuple[Float[Tensor, "b s e"], Bool[Tensor, "b s"]]:
+    """Mean of each sentence's tokens, zeros where a text has fewer sentences, and which sentences there are.
+
+    `sentence` is the sentence of each token, -1 for none; sentences from `num_sentences` on are left out.
+    """
+    member = sentence[:, None, :] == torch.arange(num_sentences, device=sentence.device)[None, :, None]
+    count = member.sum(2)
+    return (member.to(states.dtype) @ states) / count.clamp(min=1)[..., None], count > 0
+
+
 @dataclass(eq=False)
 class _Model:
     """A loaded model with what it was asked already. A copy of an encoder (a running average of a recipe) shares it."""
@@ -188,6 +307,8 @@ class _Model:
     network: Any
     tokenizer: Any
     known: dict[tuple[str, str, int, str], Tensor] = field(default_factory=dict)
+    states: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
+    states_bytes: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Model:
         return self

@@ -55,10 +55,10 @@ def info_nce(
     cosines, belongs = _compare(image, text, temperature=temperature, positives=positives, gather=gather)
     logits = cosines / temperature
     if direction == "image_to_text":
-        return _rank(logits, belongs, "image")
+        return rank_loss(logits, belongs, "image")
     if direction == "text_to_image":
-        return _rank(logits.T, belongs.T, "text")
-    return weight * _rank(logits, belongs, "image") + (1 - weight) * _rank(logits.T, belongs.T, "text")
+        return rank_loss(logits.T, belongs.T, "text")
+    return weight * rank_loss(logits, belongs, "image") + (1 - weight) * rank_loss(logits.T, belongs.T, "text")
 
 
 def sigmoid_loss(
@@ -125,8 +125,12 @@ def _compare(
         return image @ text.T, positives
 
 
-def _rank(logits: Tensor, belongs: Tensor, row: str) -> Tensor:
-    """Mean over rows of the cross-entropy against an equal share on each positive."""
+def rank_loss(logits: Float[Tensor, "r u"], belongs: Bool[Tensor, "r u"], row: str) -> Scalar:
+    """Mean over rows of the cross-entropy against an equal share on each positive; `row` names them in an error.
+
+    Raises:
+        ValueError: a row has no positive.
+    """
     num_positives = belongs.sum(1)
     if not bool((num_positives > 0).all()):
         lonely = int((num_positives == 0).sum())

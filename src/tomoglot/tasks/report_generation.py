@@ -1,0 +1,374 @@
+"""Report generation: a small decoder learns to write findings and impression from what a pre-trained encoder sees.
+
+Trained on the reports of the train split (teacher forcing), chosen by its loss on val, written once for another split.
+Scored by what the written report says of each finding (a rule-based labeller reads both reports) and by its words.
+Beside the scores stand the same decoder on an encoder from scratch, the decoder with the image removed, the report of
+the training study whose volumes are most alike, and the most usual normal report of the training, which sees nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tomoglot.batches.batch import Batch
+from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
+from tomoglot.checkpoint import Loaded
+from tomoglot.config import Settings
+from tomoglot.encoders.text import TextEncoder
+from tomoglot.recipes.recipe import Recipe
+from tomoglot.schedule import Schedule
+from tomoglot.store.catalogue import StudyRow
+from tomoglot.studies.atomic import write_bytes
+from tomoglot.studies.findings import LISTS, label_report
+from tomoglot.studies.report import report_body, sentences
+from tomoglot.tasks.embeddings import Progress, embed_split, from_scratch, is_simulated, opened, seen_note
+from tomoglot.tasks.intervals import DRAWS, Statistic, paired_test
+from tomoglot.tasks.labels import PartOfStore, fewer_labels
+from tomoglot.tasks.regions import mean_statistic
+from tomoglot.tasks.report_sight import Shelf, Sight
+from tomoglot.tasks.report_writer import Pieces, ReportWriter, WriterConfig, fit_writer, write_split
+from tomoglot.tasks.scoring import holm_comparisons, score_statistics
+from tomoglot.tasks.searches import volume_vectors
+from tomoglot.tasks.task import IMAGE_REMOVED, MACRO, MODEL, SCRATCH, Prediction, Score, TaskResult
+from tomoglot.tasks.text_scores import MINED_NOTE, clinical_f1, corpus_bleu, distinct_share, score_texts
+
+VERB: Literal["transfer"] = "transfer"
+CHOOSING = "val"
+NEAREST, NORMAL = "nearest report", "always normal"
+CLINICAL, MICRO, WHOLE = "clinical_f1", "micro", "whole report"
+WRITTEN = "reports.jsonl"
+# Of studies from which the levels of an encoder that is trained as well are standardised.
+CALIBRATED = 64
+
+
+class Config(Settings):
+    """How to learn to write, and to score.
+
+    Attributes:
+        mode: `frozen` (what the encoder sees is computed once) or `finetune` (the encoder is trained as well).
+        split: which studies are written for; not one that is learned from.
+        label_fraction: share of the training subjects whose reports are used.
+        controls: also score the four controls.
+        seed: of new weights, the order, the subjects that keep their reports, and the bootstrap.
+        findings: what the labeller looks for; None takes those of the store that it knows, but for `normal`.
+        writer: sizes of the decoder and of what it sees.
+        batch_size: studies a step.
+        checks: how often, in training, the val split is asked which weights to keep.
+        beams: of the search; 1 takes the likeliest piece each time.
+        schedule: of training.
+        draws: of the bootstrap.
+        loader: how studies are read; None takes what the checkpoint's card says.
+    """
+
+    mode: Literal["frozen", "finetune"] = "frozen"
+    split: str = "test"
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    controls: bool = True
+    seed: int = Field(0, ge=0)
+    findings: tuple[str, ...] | None = Field(None, min_length=1)
+    writer: WriterConfig = WriterConfig()
+    batch_size: int = Field(16, ge=1)
+    checks: int = Field(10, ge=1)
+    beams: int = Field(3, ge=1)
+    schedule: Schedule = Schedule(steps=600, warmup_steps=30, learning_rate=1e-3)
+    draws: int = Field(DRAWS, ge=1)
+    loader: LoaderConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Job:
+    """What all arms share."""
+
+    config: Config
+    store: StudySource
+    loader: LoaderConfig
+    pieces: Pieces
+    progress: Progress | None
+
+    @property
+    def can_choose(self) -> bool:
+        return any(row.split == CHOOSING for row in self.store.rows)
+
+    def batches(self, split: str, *, training: bool = False) -> Loader:
+        return Loader(self.store, self.loader, split=split, train=training)
+
+
+def score(
+    model: Recipe | Loaded,
+    store: StudySource,
+    config: Config,
+    *,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> TaskResult:
+    """Train a writer on the train split, choose on val, write for the settings' split, with controls.
+
+    The written reports and the true ones go to `out/reports.jsonl`, where a folder is given: they are report text.
+
+    Raises:
+        ValueError: a split that is learned from or has no study with a report, or an encoder whose maps cannot be seen.
+    """
+    if config.split in ("train", CHOOSING, "all"):
+        raise ValueError(f"split {config.split!r} is what the task learns from; score another, such as test")
+    recipe, settings = opened(model, store, config.loader)
+    job = _plan(recipe, store, config, settings, progress)
+    writer, said = _fit(recipe, job, arm=0)
+    written = {MODEL: write_split(writer, job.batches(config.split), beams=config.beams)}
+    notes = [f"{MODEL}: {said}"]
+    if config.controls:
+        written[IMAGE_REMOVED] = write_split(writer, job.batches(config.split), beams=config.beams, blind=True)
+        blank, said = _fit(from_scratch(recipe, seed=config.seed), job, arm=1)
+        written[SCRATCH] = write_split(blank, job.batches(config.split), beams=config.beams)
+        notes.append(f"{SCRATCH}: {said}")
+        written[NEAREST] = _nearest(recipe, job)
+        taught = [row.report or "" for row in job.store.rows if row.split == "train"]
+        usual, normal = usual_normal(taught, _findings(store, config))
+        written[NORMAL] = [usual] * len(written[MODEL])
+        notes.append(f"{NORMAL}: the most usual of {normal} training reports that name no finding.")
+    told = [row for row in job.store.rows if row.split == config.split]
+    # Rows in the loader's order, which is the store's.
+    result = generation_result(
+        written,
+        [row.report or "" for row in told],
+        findings=_findings(store, config),
+        subjects=np.unique([row.subject for row in told], return_inverse=True)[1],
+        studies=tuple(row.key for row in told),
+        draws=config.draws,
+        seed=config.seed,
+    )
+    if out is not None:
+        write_bytes(out / WRITTEN, _lines(told, written).encode())
+    return result.under(config).but(
+        split=config.split,
+        model=type(recipe).__name__,
+        simulated=is_simulated(store, config.split),
+        notes=(*seen_note(model, store, config.split), *notes, *result.notes),
+    )
+
+
+def usual_normal(reports: Sequence[str], findings: Sequence[str]) -> tuple[str, int]:
+    """The most usual of the reports that name no finding as present or uncertain, and how many do not.
+
+    The one that occurs most often; of equals, the one whose sentences occur most often on average. Where every report
+    names a finding, of all of them.
+    """
+    silent = [
+        report for report in reports if not {"present", "uncertain"} & set(label_report(report, findings).values())
+    ]
+    bodies = [report_body(report) for report in silent or reports]
+    times = Counter(bodies)
+    said = Counter(sentence for body in bodies for sentence in set(sentences(body)))
+
+    def usual(body: str) -> tuple[int, float, str]:
+        return times[body], float(np.mean([said[sentence] for sentence in set(sentences(body))] or [0])), body
+
+    chosen = max(times, key=usual)
+    return next(report for report in silent or reports if report_body(report) == chosen), len(silent)
+
+
+def generation_result(
+    written: Mapping[str, Sequence[str]],
+    true: Sequence[str],
+    *,
+    findings: Sequence[str],
+    subjects: NDArray[np.int64],
+    studies: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TaskResult:
+    """Score the reports that each arm wrote (the arm `model` against every other) beside the true ones."""
+    references = [_one_line(report) for report in true]
+    bodies = {arm: [_one_line(report) for report in reports] for arm, reports in written.items()}
+    tables = {arm: score_texts(texts, references) for arm, texts in bodies.items()}
+    shares = np.array([list(_called(text, findings).values()) for text in references]).mean(axis=0)
+    scores: list[Score] = []
+    tests = []
+    people = len(np.unique(subjects))
+    ours = _statistics(bodies[MODEL], references, tables[MODEL], findings)
+    for arm, texts in bodies.items():
+        asked = _statistics(texts, references, tables[arm], findings)
+        add = partial(score_statistics, subjects=subjects, arm=arm, draws=draws, seed=seed)
+        for (name, metric), statistic in asked.items():
+            scores += add(name, {metric: statistic}, prevalence=float(shares.mean()))
+            if arm != MODEL and name != MICRO:
+                test = paired_test(ours[name, metric], statistic, subjects, draws=draws, seed=seed)
+                tests.append((name, metric, arm, people, test))
+        for name, share in zip(findings, shares.tolist(), strict=True):
+            alone = {CLINICAL: clinical_f1(texts, references, [name])}
+            scores += add(name, alone, prevalence=share) if arm == MODEL and share > 0 else []
+    distinct = {arm: f"{distinct_share(texts):.3f}" for arm, texts in {**bodies, "true": references}.items()}
+    return TaskResult(
+        task="report_generation",
+        split="",
+        subjects=people,
+        studies=len(true),
+        scores=tuple(scores),
+        comparisons=holm_comparisons(tests),
+        notes=(
+            f"{MINED_NOTE} Findings: {', '.join(findings)}.",
+            f"Share of reports that differ: {', '.join(f'{arm} {share}' for arm, share in distinct.items())}.",
+        ),
+        predictions=_predictions(bodies[MODEL], references, tables[MODEL], findings, studies),
+    )
+
+
+def _plan(
+    recipe: Recipe, store: StudySource, config: Config, settings: LoaderConfig, progress: Progress | None
+) -> _Job:
+    """The studies that have a report and keep it; what can be refused before training is refused here."""
+    told = tuple(row for row in store.rows if row.report and set(row.sequences) & set(recipe.sequences))
+    splits = Counter(row.split for row in told)
+    for needed in ("train", config.split):
+        if not splits[needed]:
+            raise ValueError(
+                f"no study of split {needed!r} has a report and any of the sequences {', '.join(recipe.sequences)}; "
+                f"studies with both: {', '.join(f'{splits[name]} {name}' for name in sorted(splits)) or 'none'} "
+                "(reports come with `tomoglot ingest --reports`)"
+            )
+    part = PartOfStore(store, told)
+    kept = fewer_labels(part, fraction=config.label_fraction, seed=config.seed)
+    # What would else be refused after the training only.
+    _findings(store, config)
+    score_texts(["a word"], ["a word"])
+    taught = [row.report or "" for row in kept.rows if row.split == "train"]
+    return _Job(
+        config=config,
+        store=kept,
+        loader=settings.but(sequences=recipe.sequences, batch_size=config.batch_size, seed=config.seed),
+        pieces=Pieces(taught, TextEncoder.Config().build().tokenizer),
+        progress=progress,
+    )
+
+
+def _findings(store: StudySource, config: Config) -> tuple[str, ...]:
+    """What the labeller looks for in reports."""
+    known = {name for names in LISTS.values() for name in names}
+    asked = config.findings or tuple(name for name in store.findings if name in known - {"normal"})
+    unknown = [name for name in asked if name not in known]
+    if unknown or not asked:
+        what = (
+            f"the labeller knows no finding {', '.join(unknown)}" if unknown else "the store labels no finding it knows"
+        )
+        lists = "; ".join(f"{organ}: {', '.join(names)}" for organ, names in LISTS.items())
+        raise ValueError(f"{what}; set findings to some of {lists}")
+    return asked
+
+
+def _fit(recipe: Recipe, job: _Job, *, arm: int) -> tuple[ReportWriter, str]:
+    """One arm's writer, trained, and in words how."""
+    config, frozen = job.config, job.config.mode == "frozen"
+    device = config.schedule.fabric().device
+    sight = Sight(recipe, maps=config.writer.maps, cells=config.writer.cells).to(device).eval()
+    taught = job.batches("train")
+    some = taught if frozen else islice(taught, max(1, CALIBRATED // config.batch_size))
+    shelf = Shelf.of(sight, some, device=device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        writer = ReportWriter(sight, job.pieces, config.writer, shelf=shelf, frozen=frozen)
+    batches: Iterable[Batch] = job.batches("train", training=True)
+    held_out: Callable[[], Iterable[Batch]] | None = partial(job.batches, CHOOSING) if job.can_choose else None
+    if frozen:
+        batches = shelf.endless(config.batch_size, seed=config.seed)
+        writer.remember(shelf)
+    if frozen and job.can_choose:
+        chosen = Shelf.of(sight, job.batches(CHOOSING), device=device)
+        writer.remember(chosen)
+        held_out = partial(chosen.once, config.batch_size)
+    report = job.progress
+    steps = config.schedule.steps
+    step, loss = fit_writer(
+        writer,
+        batches,
+        config.schedule,
+        held_out=held_out,
+        checks=config.checks,
+        seed=config.seed,
+        progress=None if report is None else lambda at: report(arm * steps + at, (1 + config.controls) * steps),
+    )
+    chosen_by = (
+        "not chosen, since there is no val split" if loss is None else f"chosen on val ({loss:.3f} nats a piece)"
+    )
+    return writer, (
+        f"encoder {config.mode}, {taught.num_studies} reports to learn from, {len(job.pieces)} pieces; "
+        f"step {step} of {steps} {chosen_by}."
+    )
+
+
+def _nearest(recipe: Recipe, job: _Job) -> list[str]:
+    """For each study, the report of the training study whose volumes are most alike by the encoder's features."""
+    train_side, asked = (
+        embed_split(recipe, job.store, split=split, loader=job.loader, wanted="features")
+        for split in ("train", job.config.split)
+    )
+    reports = {row.key: row.report or "" for row in job.store.rows}
+    known = volume_vectors(train_side)
+    likeness = volume_vectors(asked, reference=train_side) @ known.T
+    return [reports[train_side.studies[at]] for at in likeness.argmax(axis=1)]
+
+
+def _statistics(
+    texts: Sequence[str], references: Sequence[str], table: Mapping[str, NDArray[np.float64]], findings: Sequence[str]
+) -> dict[tuple[str, str], Statistic]:
+    """What is scored of an arm, by name and metric: F1 of findings, BLEU over all reports, means of the others."""
+    return {
+        (MACRO, CLINICAL): clinical_f1(texts, references, findings),
+        (MICRO, CLINICAL): clinical_f1(texts, references, findings, average="micro"),
+        (WHOLE, "corpus_bleu4"): corpus_bleu(texts, references),
+        **{(WHOLE, name): mean_statistic(table[name][:, None]) for name in ("rouge_l", "meteor")},
+    }
+
+
+def _predictions(
+    texts: Sequence[str],
+    references: Sequence[str],
+    table: Mapping[str, NDArray[np.float64]],
+    findings: Sequence[str],
+    studies: Sequence[str],
+) -> tuple[Prediction, ...]:
+    """What was written and what is true of each finding, and the measures of words; no text."""
+    return tuple(
+        Prediction(
+            study=study,
+            probabilities=_called(texts[at], findings),
+            labels=_called(references[at], findings),
+            measures={f"{WHOLE}/{name}": float(values[at]) for name, values in table.items()},
+        )
+        for at, study in enumerate(studies)
+    )
+
+
+def _called(text: str, findings: Sequence[str]) -> dict[str, float]:
+    return {name: float(its == "present") for name, its in label_report(text, findings).items()}
+
+
+def _one_line(report: str) -> str:
+    return " ".join(report_body(report).split())
+
+
+def _lines(rows: Sequence[StudyRow], written: Mapping[str, Sequence[str]]) -> str:
+    """One line a study: its true report, and what each arm wrote."""
+    return "".join(
+        json.dumps(
+            {
+                "study": row.key,
+                "true": row.report,
+                "written": {arm: texts[at] for arm, texts in written.items()},
+            },
+            ensure_ascii=False,
+            sort_keys=True,
+        )
+        + "\n"
+        for at, row in enumerate(rows)
+    )
