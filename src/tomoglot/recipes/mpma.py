@@ -162,7 +162,7 @@ class MPMA(Recipe):
 
     def __init__(self, config: Config, sequences: tuple[str, ...]) -> None:
         super().__init__()
-        self.config, self.sequences = config, sequences
+        self.config, self.sequences, self.aligned = config, sequences, "global" in config.weights
         self.vision, self.text = config.vision.build(), config.text.build()
         if self.vision.in_channels != 1:
             raise ValueError(f"sequences are read one at a time, the encoder wants {self.vision.in_channels} channels")

@@ -51,6 +51,8 @@ class Recipe(nn.Module, ABC):
             raise NotImplementedError
 
     sequences: tuple[str, ...]
+    # A method with a text side says False where it was trained without aligning it.
+    aligned: bool = True
 
     @abstractmethod
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:

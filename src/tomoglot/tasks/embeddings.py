@@ -229,9 +229,10 @@ def is_simulated(store: StudySource, split: str | None) -> bool:
 
 
 def has_text_side(recipe: Recipe) -> bool:
-    """Whether a recipe can be asked in words: it overrides both sides of the shared space."""
+    """Whether a recipe can be asked in words: it overrides both sides of the shared space, and was trained with it."""
     kind = type(recipe)
-    return kind.align_volumes is not Recipe.align_volumes and kind.align_texts is not Recipe.align_texts
+    both = kind.align_volumes is not Recipe.align_volumes and kind.align_texts is not Recipe.align_texts
+    return both and recipe.aligned
 
 
 def from_scratch(recipe: Recipe, *, seed: int) -> Recipe:
