@@ -81,7 +81,9 @@ def test_a_guess_at_a_subject_is_dear_and_cards_of_format_1_are_still_read(tmp_p
 def test_a_card_that_names_nobody_is_said_to_be_unchecked(tmp_path):
     save(tmp_path)
     loaded = load_checkpoint(tmp_path)
-    store = SimpleNamespace(rows=[SimpleNamespace(subject=name, split="test") for name in ("sub-1", "sub-8")])
+    store = SimpleNamespace(
+        rows=[SimpleNamespace(subject=name, split="test", labels_mined=()) for name in ("sub-1", "sub-8")]
+    )
     assert "1 of 2 scored subjects" in seen_note(loaded, store, "test")[0]
     told = seen_note(replace(loaded, card=loaded.card.but(subjects=())), store, "test")
     assert told[0].startswith("NOT CHECKED")
