@@ -252,7 +252,7 @@ def test_the_contrast_pulls_on_both_views() -> None:
 def test_released_contrast_reads_places_and_not_only_an_average() -> None:
     module = built(contrast_on="flattened", temperature=1.0)
     features = module.vision(torch.randn(6, 1, 16, 16, 16))
-    first, second = (brainmvp._rows(features, part, 3) for part in (0, 1))
+    first, second = (features.rows(slice(3 * part, 3 * part + 3)) for part in (0, 1))
     flat = [f.pyramid[-1].flatten(2).transpose(1, 2).flatten(1) for f in (first, second)]
     expected = info_nce(flat[0], flat[1], temperature=1.0)
     torch.testing.assert_close(module._contrast(first, second, torch.zeros(3, dtype=torch.long)), expected)
@@ -261,7 +261,7 @@ def test_released_contrast_reads_places_and_not_only_an_average() -> None:
 def test_the_sequences_of_one_study_are_never_its_negatives() -> None:
     module = built()
     features = module.vision(torch.randn(8, 1, 16, 16, 16))
-    first, second = (brainmvp._rows(features, part, 4) for part in (0, 1))
+    first, second = (features.rows(slice(4 * part, 4 * part + 4)) for part in (0, 1))
     turn = torch.tensor([0, 1, 0, 1])
     expected = torch.stack(
         [
@@ -271,7 +271,7 @@ def test_the_sequences_of_one_study_are_never_its_negatives() -> None:
     ).mean()
     torch.testing.assert_close(module._contrast(first, second, turn), expected)
     with pytest.raises(ValueError, match=r"raise loader\.batch_size"):
-        module._contrast(brainmvp._rows(features, 0, 1), brainmvp._rows(features, 1, 1), torch.zeros(1).long())
+        module._contrast(features.rows(slice(0, 1)), features.rows(slice(1, 2)), torch.zeros(1).long())
 
 
 # Trap 12. Process 0 holds three targets and process 1 five, in two turns.

@@ -76,8 +76,11 @@ def test_a_sequence_that_was_not_acquired_changes_nothing() -> None:
 
 def test_the_technique_section_never_reaches_the_text_encoder() -> None:
     """It names the sequences acquired: a model could match image and report by counting channels."""
-    assert "DWI" not in medmap._body(INFARCT)
-    assert "frontal" in medmap._body(INFARCT)
+    module = config().build(SEQUENCES).eval()
+    other_technique, other_findings = INFARCT.replace("DWI", "T1"), INFARCT.replace("frontal", "occipital")
+    assert INFARCT not in (other_technique, other_findings)
+    told, same, other = module._embed_reports([INFARCT, other_technique, other_findings])
+    assert torch.equal(told, same) and not torch.equal(told, other)
 
 
 def test_equal_reports_are_positives_of_one_another_unless_switched_off() -> None:

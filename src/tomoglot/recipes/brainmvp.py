@@ -41,16 +41,16 @@ from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from tomoglot.batches.batch import Batch
-from tomoglot.batches.mask import block_mask, voxel_mask
+from tomoglot.batches.mask import hidden_voxels
 from tomoglot.encoders.decoder import BottleneckDecoder
 from tomoglot.encoders.plain_conv import PlainConv
 from tomoglot.encoders.template import TemplateBank
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
 from tomoglot.objectives.reconstruction import reconstruction_loss, voxel_weights
-from tomoglot.recipes.recipe import Recipe
+from tomoglot.recipes.recipe import OneEncoder, Recipe
 from tomoglot.studies.nifti import write_nifti
-from tomoglot.types import Scalar, SequenceEmbeddings, Volumes
+from tomoglot.types import Scalar, Volumes
 
 _TINY_RUN: dict[str, Any] = {
     "schedule.steps": 600,
@@ -97,7 +97,7 @@ class View:
     hidden: Bool[Tensor, "n 1 i j k"]
 
 
-class BrainMVP(Recipe):
+class BrainMVP(OneEncoder):
     """Cross-sequence reconstruction, template distillation and their contrast around one single-channel encoder."""
 
     class Config(Recipe.Config):
@@ -190,7 +190,8 @@ class BrainMVP(Recipe):
         # One pass for both views: batch norm sees them together (code).
         features = self.vision(torch.cat([view.filled for view in views.values()]))
         weights, terms = {"cmr": config.cmr_weight, "md": config.md_weight}, {}
-        parts = {name: _rows(features, at, len(targets.study)) for at, name in enumerate(views)}
+        count = len(targets.study)
+        parts = {name: features.rows(slice(at * count, (at + 1) * count)) for at, name in enumerate(views)}
         for name, view in views.items():
             if weights[name] > 0:
                 title = "mae" if name == "cmr" and config.filler == "zero" else name
@@ -198,18 +199,6 @@ class BrainMVP(Recipe):
         if contrast:
             terms["mcl"] = config.mcl_weight * self._contrast(parts["cmr"], parts["md"], targets.turn)
         return terms
-
-    def encode(self, batch: Batch) -> SequenceEmbeddings:
-        """Pooled features of each acquired sequence, nothing hidden."""
-        features = batch.volumes.new_zeros((*batch.acquired.shape, self.width))
-        if batch.acquired.any():
-            pooled = self.vision(batch.volumes[batch.acquired][:, None]).pooled
-            features[batch.acquired] = pooled.to(features.dtype)
-        return features
-
-    def backbone(self, sequence: str | None = None) -> VisionEncoder:
-        """The one encoder, which reads any sequence."""
-        return self.vision
 
     def templates(self, batch: Batch) -> Volumes:
         """Each sequence's template where each crop lies, for every channel of the batch, acquired or not."""
@@ -283,10 +272,8 @@ class BrainMVP(Recipe):
 
     def _hide(self, targets: Targets, filler: Tensor) -> View:
         """Put the filler where blocks are hidden; at the far ends blocks are cut where the crop ends."""
-        edge, shape = self.config.block_voxels, targets.volumes.shape[2:]
-        i, j, k = (-(-size // edge) * edge for size in shape)
-        blocks = block_mask((i, j, k), edge, self.config.hidden_share, torch.default_generator, batch=len(filler))
-        hidden = voxel_mask(blocks.to(filler.device), edge)[..., : shape[0], : shape[1], : shape[2]]
+        edge, share = self.config.block_voxels, self.config.hidden_share
+        hidden = hidden_voxels(targets.volumes, edge, share, torch.default_generator)
         return View(filled=torch.where(hidden, filler, targets.volumes), hidden=hidden)
 
     def _error(self, features: VisionFeatures, targets: Targets, view: View) -> Scalar:
@@ -318,16 +305,6 @@ class BrainMVP(Recipe):
         if counted == 0:
             raise ValueError("the contrast needs two or more studies in a batch; raise loader.batch_size")
         return total / counted
-
-
-def _rows(features: VisionFeatures, part: int, count: int) -> VisionFeatures:
-    """One of several batches of `count` volumes that were encoded together."""
-    rows = slice(part * count, (part + 1) * count)
-    return VisionFeatures(
-        pyramid=tuple(level[rows] for level in features.pyramid),
-        tokens=features.tokens[rows],
-        pooled=features.pooled[rows],
-    )
 
 
 def tiny() -> BrainMVP.Config:

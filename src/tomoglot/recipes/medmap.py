@@ -48,7 +48,7 @@ from tomoglot.encoders.text import FrozenTextEncoder, TextEncoder
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
 from tomoglot.recipes.recipe import Recipe
-from tomoglot.studies.report import read_report
+from tomoglot.studies.report import report_body
 from tomoglot.types import Scalar, SequenceEmbeddings
 
 # Presets of this file, with the run that each is meant for: a mark stands where a value is not ours.
@@ -290,7 +290,7 @@ class MedMAP(Recipe):
     def _embed_reports(self, reports: list[str]) -> Float[Tensor, "n e"]:
         """Report embeddings in the shared space; while training, a random part of the sentences when asked."""
         device = self.log_temperature.device
-        bodies = [_body(report) for report in reports]
+        bodies = [report_body(report) for report in reports]
         if self.config.sentences_kept >= 1 or not self.training:
             return F.normalize(self.text_projection(self.text.embed(bodies).to(device)), dim=-1)
         rows = []
@@ -329,12 +329,6 @@ class MedMAP(Recipe):
             positives=positives,
             gather=self.config.gather,
         )
-
-
-def _body(report: str) -> str:
-    """Findings and impression; the technique names the sequences acquired, which an image need not be read to know."""
-    parts = read_report(report)
-    return " ".join(part for part in (parts.findings, parts.impression) if part) or report
 
 
 def tiny() -> MedMAP.Config:

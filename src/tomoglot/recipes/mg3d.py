@@ -61,7 +61,7 @@ from tomoglot.objectives.language import hidden_token_loss, sentence_reconstruct
 from tomoglot.objectives.local import fused_contrast, sentence_likeness
 from tomoglot.objectives.local_words import gather_rows
 from tomoglot.objectives.reconstruction import reconstruction_loss, voxel_weights
-from tomoglot.recipes.recipe import Recipe
+from tomoglot.recipes.recipe import OneEncoder, Recipe
 from tomoglot.studies.report import report_body
 from tomoglot.types import Scalar, SequenceEmbeddings
 
@@ -106,7 +106,7 @@ class Pairs:
     key: Int[Tensor, " n"]
 
 
-class MG3D(Recipe):
+class MG3D(OneEncoder):
     """Masked reports and volumes that help one another, and contrasts from the whole study down to its sentences."""
 
     class Config(Recipe.Config):
@@ -235,18 +235,6 @@ class MG3D(Recipe):
             rebuilt = self.rebuild_volumes(features.rows(slice(-count, None)), words, volumes)
             terms["mvm"] = reconstruction_loss(rebuilt, volumes, weights=voxel_weights(volumes, hidden))
         return {name: weight * terms[name] for name, weight in weights.items()}
-
-    def encode(self, batch: Batch) -> SequenceEmbeddings:
-        """Pooled features of each acquired sequence, nothing hidden."""
-        features = batch.volumes.new_zeros((*batch.acquired.shape, self.vision.embedding))
-        if batch.acquired.any():
-            pooled = self.vision(batch.volumes[batch.acquired][:, None]).pooled
-            features[batch.acquired] = pooled.to(features.dtype)
-        return features
-
-    def backbone(self, sequence: str | None = None) -> VisionEncoder:
-        """The one encoder, which reads any sequence."""
-        return self.vision
 
     def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
         """Unit vectors of each acquired sequence beside the reports'; `itc` is what brings them there.

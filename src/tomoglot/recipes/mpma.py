@@ -54,12 +54,11 @@ from tomoglot.encoders.memory import MemoryFusion
 from tomoglot.encoders.paired import Given, View, draw_pairs, look
 from tomoglot.encoders.patches import imaged_patches, patch_targets
 from tomoglot.encoders.text_trained import TrainedTextEncoder, WordHead, mean_by_word, pool_words
-from tomoglot.encoders.vision import VisionEncoder
 from tomoglot.encoders.vit import ViT
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
 from tomoglot.objectives.language import hidden_token_loss
 from tomoglot.objectives.local_words import Ways, attention_maps, gather_rows, word_contrast
-from tomoglot.recipes.recipe import Recipe
+from tomoglot.recipes.recipe import OneEncoder, Recipe
 from tomoglot.types import Scalar, SequenceEmbeddings
 
 _TINY_RUN: dict[str, Any] = {
@@ -102,8 +101,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 TERMS = ("image", "report", "global", "local")
 
 
-class MPMA(Recipe):
+class MPMA(OneEncoder):
     """Both sides of a pair hidden at once, rebuilt and aligned from what is left."""
+
+    vision: ViT
 
     class Config(Recipe.Config):
         """Every named component is a switch; the four weights switch the terms of the same names.
@@ -205,18 +206,6 @@ class MPMA(Recipe):
             for name, term in self.align(given, view).items():
                 found[name].append(term)
         return {name: config.weights[name] * torch.stack(terms).mean() for name, terms in found.items()}
-
-    def encode(self, batch: Batch) -> SequenceEmbeddings:
-        """Pooled features of each acquired sequence, nothing hidden."""
-        features = batch.volumes.new_zeros((*batch.acquired.shape, self.vision.embedding))
-        if batch.acquired.any():
-            pooled = self.vision(batch.volumes[batch.acquired][:, None]).pooled
-            features[batch.acquired] = pooled.to(features.dtype)
-        return features
-
-    def backbone(self, sequence: str | None = None) -> VisionEncoder:
-        """The one encoder, which reads any sequence."""
-        return self.vision
 
     def align_volumes(self, batch: Batch) -> SequenceEmbeddings:
         """Unit vectors of each acquired sequence beside the reports', nothing hidden.

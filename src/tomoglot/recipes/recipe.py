@@ -114,6 +114,24 @@ class Recipe(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no text side, so nothing can be asked in words")
 
 
+class OneEncoder(Recipe):
+    """A recipe with one vision encoder, `vision`, that reads any sequence, a channel at a time."""
+
+    vision: VisionEncoder
+
+    def encode(self, batch: Batch) -> SequenceEmbeddings:
+        """Pooled features of each acquired sequence, nothing hidden."""
+        features = batch.volumes.new_zeros((*batch.acquired.shape, self.vision.embedding))
+        if batch.acquired.any():
+            pooled = self.vision(batch.volumes[batch.acquired][:, None]).pooled
+            features[batch.acquired] = pooled.to(features.dtype)
+        return features
+
+    def backbone(self, sequence: str | None = None) -> VisionEncoder:
+        """The one encoder."""
+        return self.vision
+
+
 def names() -> list[str]:
     """Recipes, by file name."""
     found = (module.name for module in pkgutil.iter_modules(tomoglot.recipes.__path__))
