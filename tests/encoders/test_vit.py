@@ -52,6 +52,26 @@ def test_it_is_its_definition():
     torch.testing.assert_close(features.pyramid[0][:, :, 1, 0, 3], features.tokens[:, (1 * 2 + 0) * 4 + 3])
 
 
+@pytest.mark.parametrize(("patch", "shape"), [((8, 8, 8), SHAPE), ((8, 8, 1), (24, 16, 1)), ((8, 4, 4), SHAPE)])
+def test_a_stem_sees_one_patch_at_a_time(patch, shape):
+    encoder = build(stem=(4, 6), patch=patch)
+    volumes = torch.randn(2, 1, *shape)
+    whole = encoder._embed(patchify(volumes, patch))
+    box = volumes[1:, :, -patch[0] :, -patch[1] :, -patch[2] :]
+    torch.testing.assert_close(encoder.embed(encoder.stem(box)).flatten(), whole[1, -1])
+    other = volumes.clone()
+    other[:, :, : patch[0], : patch[1], : patch[2]] += 1
+    same = (encoder._embed(patchify(other, patch)) == whole).all(dim=-1)
+    assert not same[:, 0].any() and same[:, 1:].all()
+    encoder(volumes).pooled.sum().backward()
+    assert all(module.weight.grad.abs().sum() > 0 for module in encoder.stem if hasattr(module, "weight"))
+
+
+def test_a_patch_that_cannot_be_halved_so_often_is_refused():
+    with pytest.raises(ValueError, match="cannot be halved 2 times"):
+        build(stem=(4, 6), patch=(8, 6, 8))
+
+
 def test_all_patches_visible_is_the_plain_encoding():
     encoder = build()
     volumes = torch.randn(2, 1, *SHAPE)

@@ -10,6 +10,7 @@
 | no class token                            | inferred | MAE's ablation: the mean of the tokens does as well  |
 | `positions="learned"`, interpolated       | stated   | Dosovitskiy 2021, sec. 3.2; trilinear here           |
 | `pooling="mean_max"`                      | inferred | ours: a small lesion moves a maximum and not a mean  |
+| `stem`: convolutions within a patch       | inferred | ours, after Xiao 2021, who lets them cross patches   |
 
 A patch of (p, p, 1) reads images: volumes with one voxel along k. With visible patches only, the cost falls with the
 share that is hidden: patches are left out before the first layer.
@@ -18,6 +19,7 @@ share that is hidden: patches are left out before the first layer.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal, Self
 
 import torch
@@ -41,6 +43,8 @@ class ViT(VisionEncoder):
 
         Attributes:
             patch: voxels of a patch along i, j, k; (p, p, 1) for images.
+            stem: channels of convolutions, each of which halves a patch before what is left of it is projected. They
+                see one patch at a time: a hidden one is still never read. None: patches are projected as they are.
             width: channels of a token.
             depth: blocks.
             heads: of attention; they divide the width.
@@ -52,6 +56,7 @@ class ViT(VisionEncoder):
         """
 
         patch: Voxels = (16, 16, 16)
+        stem: tuple[int, ...] = ()
         width: int = Field(768, ge=6)
         depth: int = Field(12, ge=1)
         heads: int = Field(12, ge=1)
@@ -66,6 +71,10 @@ class ViT(VisionEncoder):
                 raise ValueError(f"heads {self.heads} must divide width {self.width}")
             if min(*self.patch, *self.grid) < 1:
                 raise ValueError(f"patch {self.patch} and grid {self.grid} must be positive")
+            if any(edge > 1 and edge % 2 ** len(self.stem) for edge in self.patch):
+                raise ValueError(
+                    f"a patch of {self.patch} voxels cannot be halved {len(self.stem)} times, as stem wants"
+                )
             return self
 
         def build(self) -> ViT:
@@ -82,7 +91,13 @@ class ViT(VisionEncoder):
         self.strides = (max(config.patch),)
         self.embedding = config.width
         # Kept as a convolution, so that `weights.adapt_input` knows the input channels; applied as a linear map.
-        self.embed = nn.Conv3d(config.in_channels, config.width, config.patch, stride=config.patch)
+        widths, left = (config.in_channels, *config.stem), config.patch
+        halvings: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            halvings += [_halving(before, after, left), nn.GELU()]
+            left = _halved(left)
+        self.stem = nn.Sequential(*halvings)
+        self.embed = nn.Conv3d(widths[-1], config.width, left, stride=left)
         self.learned = (
             nn.Parameter(torch.empty(1, config.width, *config.grid)) if config.positions == "learned" else None
         )
@@ -168,12 +183,26 @@ class ViT(VisionEncoder):
         return filled, self._grid(filled)
 
     def _embed(self, patches: Float[Tensor, "b p v"]) -> Float[Tensor, "b p e"]:
+        if len(self.stem):
+            boxes = patches.reshape(-1, self.in_channels, *self.patch)
+            patches = self.stem(boxes).flatten(1).unflatten(0, patches.shape[:2])
         return F.linear(patches, self.embed.weight.flatten(1), self.embed.bias)
 
     def _attend(self, tokens: Float[Tensor, "b p e"]) -> Float[Tensor, "b p e"]:
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
+
+
+def _halved(patch: Voxels) -> Voxels:
+    i, j, k = (max(1, edge // 2) for edge in patch)
+    return i, j, k
+
+
+def _halving(before: int, after: int, patch: Voxels) -> nn.Conv3d:
+    """Of each axis that has more than one voxel."""
+    i, j, k = (int(edge > 1) for edge in patch)
+    return nn.Conv3d(before, after, (1 + 2 * i, 1 + 2 * j, 1 + 2 * k), stride=(1 + i, 1 + j, 1 + k), padding=(i, j, k))
 
 
 class _Block(nn.Module):
