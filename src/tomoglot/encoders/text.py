@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +80,9 @@ class TextEncoder(nn.Module, ABC):
             pooling: "mean" of tokens, first token ("cls"), or the mean over a text's "sentences".
             max_tokens: what comes after is cut (a sentence, under "sentences"; else the text).
             batch_size: texts a forward pass.
-            cache_mb: memory for the hidden states of tokens; the text that was asked least recently goes first.
+            cache_mb: memory for the hidden states of tokens. When it is full the texts in it stay: in epochs over more
+                texts than it holds, dropping the least recent ones would find hardly any of them again (of 2,360
+                reports of 150 tokens, read whole and with two masks, 512 MB hold three in five).
         """
 
         path: str | None = None
@@ -89,7 +90,7 @@ class TextEncoder(nn.Module, ABC):
         pooling: Pooling = "mean"
         max_tokens: int = Field(256, ge=8)
         batch_size: int = Field(32, ge=1)
-        cache_mb: int = Field(512, ge=0)
+        cache_mb: int = Field(1024, ge=0)
 
         @model_validator(mode="after")
         def _hub_has_a_name(self) -> TextEncoder.Config:
@@ -224,13 +225,9 @@ class FrozenTextEncoder(TextEncoder):
             network = model.network.to(device).eval()
             with torch.autocast(device.type, enabled=False):
                 found = network(input_ids=ids[None].to(device)).last_hidden_state[0].half().cpu()
-            model.states[key] = found
-            model.states_bytes += found.nbytes
-            while model.states_bytes > self.config.cache_mb * 2**20:
-                _, dropped = model.states.popitem(last=False)
-                model.states_bytes -= dropped.nbytes
-        else:
-            model.states.move_to_end(key)
+            if model.states_bytes + found.nbytes <= self.config.cache_mb * 2**20:
+                model.states[key] = found
+                model.states_bytes += found.nbytes
         return found
 
     @torch.no_grad()
@@ -307,7 +304,7 @@ class _Model:
     network: Any
     tokenizer: Any
     known: dict[tuple[str, str, int, str], Tensor] = field(default_factory=dict)
-    states: OrderedDict[bytes, Tensor] = field(default_factory=OrderedDict)
+    states: dict[bytes, Tensor] = field(default_factory=dict)
     states_bytes: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Model:
