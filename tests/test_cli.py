@@ -91,7 +91,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
         (("pretrain", "medmep:tiny", "--store", "s", "--out", str(tmp_path / "r")), "medmap"),
         (("pretrain", "medmap:tiny", "--set", "schedule.stepz=1", "--out", str(tmp_path / "r")), "steps"),
         (("compare", "segmentation", "--store", "s", "--run", "r", "--out", str(tmp_path)), "NAME=RUN"),
-        (("compare", "zero_shot", "--store", "s", "--run", "a=r", "--out", str(tmp_path)), "evaluate"),
+        (("compare", "zero-shot", "--store", "s", "--run", "a=r", "--out", str(tmp_path)), "zero_shot"),
         (("ingest", str(tmp_path), "--label-findings", "knee", "--out", str(tmp_path / "s")), "chest"),
         (("phantom", "knee", "--out", str(tmp_path / "p")), "brain"),
         (("evaluate", "zero-shot", "--from", "r", "--store", "s"), "zero_shot"),

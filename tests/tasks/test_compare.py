@@ -45,6 +45,7 @@ class Stub:
     """A task whose scores are the model's quality, the labels' share and noise of study and seed."""
 
     Config = Config
+    VERB = "transfer"
     asked: ClassVar[list[Config]] = []
 
     @classmethod
@@ -75,7 +76,7 @@ class Stub:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     Stub.asked = []
-    monkeypatch.setattr(compare, "load", lambda task, verb: Stub)
+    monkeypatch.setattr(compare, "load", lambda task: Stub)
     monkeypatch.setattr(compare, "from_scratch", lambda start, seed: Quality(0.3))
     monkeypatch.setattr(compare, "is_simulated", lambda store, split: True)
     # Two studies a subject.
@@ -161,6 +162,27 @@ def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
     sick = np.array([p.probabilities["mass"] for p in found if p.labels["mass"]])
     well = np.array([p.probabilities["mass"] for p in found if not p.labels["mass"]])
     assert result.scores[0].value == pytest.approx((sick[:, None] > well[None]).mean())
+
+
+def test_a_task_that_trains_nothing_is_scored_once_an_arm(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stub, "VERB", "evaluate")
+    models = {"good": Quality(0.60), "worse": Quality(0.58)}
+    result = compare_pretraining(models, store, "stub", draws=200)
+    assert len(Stub.asked) == 3 and {config.label_fraction for config in Stub.asked} == {1.0}
+    assert {row.name for row in result.scores} == {"macro"} and result.notes == ()
+    assert result.comparisons[0].value == pytest.approx(0.02, abs=1e-9)
+    for wrong in ({"fractions": (0.1,)}, {"seeds": (0, 1)}):
+        with pytest.raises(ValueError, match="stub trains nothing"):
+            compare_pretraining(models, store, "stub", **wrong)
+
+
+def test_one_region_may_be_tested_by_itself(store: Any) -> None:
+    result = compare_pretraining({"good": Quality(0.6)}, store, "stub", measures=("b/dice", "dice"), draws=200)
+    alone, both = result.scores[0], result.scores[1]
+    found = Stub.score(Quality(0.6), store, Config()).predictions
+    assert (alone.name, alone.metric) == ("b, 100 % of the labels", "dice") and both.name.startswith("macro")
+    assert alone.value == pytest.approx(np.mean([p.measures["b/dice"] for p in found if "b/dice" in p.measures]))
+    assert {row.name for row in result.comparisons} == {alone.name}
 
 
 def test_studies_of_one_class_are_refused_in_words(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,8 @@ def test_rounding_decides_nothing():
     almost = np.ones((12, 1)) + 1e-9 * (np.arange(12)[:, None] % 3 == 1)
     found = rank(search(almost, owners=None))
     np.testing.assert_array_equal(found.values, rank(search(np.zeros((12, 1)), owners=None)).values)
+    apart = rank(search(np.ones((12, 1)) + 1e-5 * (np.arange(12)[:, None] % 3 == 1), owners=None))
+    assert (apart.column("map")[1::3] == 1).all(), "and what differs by more is not"
 
 
 def test_pools_have_one_size_hold_a_querys_own_and_chance_is_k_of_it():
@@ -229,7 +231,17 @@ def test_same_findings_and_a_shared_one_are_what_they_say():
 def test_a_rank_is_kept_for_every_study():
     result = result_of(planted(noise=0.01), np.eye(8))
     assert len(result.predictions) == 40
-    assert all(set(row.measures.values()) == {1.0} and len(row.measures) >= 3 for row in result.predictions)
+    ranks = [[value for name, value in row.measures.items() if name.endswith("/rank")] for row in result.predictions]
+    assert all(set(found) == {1.0} and len(found) >= 3 for found in ranks)
+
+
+def test_what_is_kept_of_every_study_has_the_mean_that_is_printed():
+    """So that two models may be compared query by query."""
+    result = result_of(planted(noise=3.0), np.eye(8))
+    for measure in ("r@5", "map"):
+        kept = [row.measures[f"report to volume/{measure}"] for row in result.predictions]
+        assert 0 < np.mean(kept) < 1
+        assert np.mean(kept) == pytest.approx(result.score("report to volume", metric=measure).value)
     assert result.predictions[0].labels == {"a": 0.0, "b": 0.0, "c": 0.0}
 
 

@@ -109,14 +109,14 @@ def transfer(
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Argument(help="A task that trains on labels, for example segmentation.")],
+    task: Annotated[str, typer.Argument(help="Any task, for example segmentation or zero_shot.")],
     store: StoreOption,
     runs: Annotated[list[str], typer.Option("--run", help="NAME=RUN_FOLDER; all are compared with the first.")],
     out: OutOption,
     fractions: Annotated[list[float] | None, typer.Option("--label-fraction", help="Repeatable.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="One training each. Repeatable.")] = None,
     measure: Annotated[
-        str | None, typer.Option(help="With commas; arms are tested on the first: dice,nsd or auroc,brier.")
+        str | None, typer.Option(help="With commas; arms are tested on the first: dice,nsd or 'report to volume/r@10'.")
     ] = None,
     vary: Annotated[
         list[str] | None,
@@ -124,7 +124,7 @@ def compare(
     ] = None,
     changes: SetOption = None,
 ) -> None:
-    """Train a task on several runs and from scratch, at several shares of the labels, and test them in pairs.
+    """One task on several runs and from scratch, trained at several shares of the labels, and tested in pairs.
 
     Every training is kept in OUT/trainings: interrupted, or with one more arm, it trains only what is missing.
     """
@@ -139,7 +139,7 @@ def compare(
     pairs = [run.partition("=") for run in runs]
     if any(not (name and equals and path) for name, equals, path in pairs) or len({p[0] for p in pairs}) < len(pairs):
         raise ValueError(f"--run wants NAME=RUN_FOLDER with names that differ, got {', '.join(runs)}")
-    config = load(task, verb="transfer").Config().set(changes or [])
+    config = load(task).Config().set(changes or [])
     varied = [one.partition(":") for one in vary or []]
     if any(not (name and colon and its) for name, colon, its in varied):
         raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")

@@ -6,7 +6,7 @@ covers which subjects were scored; the values of single seeds stand beside it an
 
 An arm is a model under the task's settings, or the first model under settings of its own (a variant: an ablation of
 what the task adds). With a folder, every training that is done is kept there, and a comparison that was interrupted, or
-that gets one arm more, trains only what is missing.
+that gets one arm more, trains only what is missing. A task that trains nothing (`evaluate`) is scored once an arm.
 """
 
 from __future__ import annotations
@@ -41,12 +41,22 @@ class _Trained:
     """One arm at one share of the labels: the values of the seeds, and their mean as a statistic of the subjects."""
 
     arm: str
-    fraction: float
-    metric: str
+    share: str
+    measure: str
     values: tuple[float, ...]
     statistic: Statistic
     subjects: NDArray[np.generic]
     prevalence: float
+
+    @property
+    def title(self) -> str:
+        """Of what, at what share of the labels."""
+        return (self.measure.rpartition("/")[0] or "macro") + self.share
+
+    @property
+    def metric(self) -> str:
+        """What was measured of it."""
+        return self.measure.rpartition("/")[2]
 
 
 def compare_pretraining(
@@ -68,26 +78,30 @@ def compare_pretraining(
     Args:
         models: a name and a checkpoint each; all are compared with the first, which is also what `from scratch` copies.
         store: what is learned from and scored.
-        task: one of the verb `transfer`.
-        config: its settings; `seed`, `label_fraction` and `controls` are set here.
+        task: any; one of the verb `evaluate` knows no shares of labels and no seeds.
+        config: its settings; `controls`, and of a task that trains `seed` and `label_fraction`, are set here.
         fractions: shares of the training subjects that keep their labels.
         seeds: one training each, in which other subjects keep their labels.
-        measures: what is averaged: what the task measures of single studies, or, of a task that gives probabilities,
-            metrics of a finding; none is `dice` or `auroc`. Arms are tested on the first.
+        measures: what is averaged: what the task measures of single studies, over regions (`dice`) or of one alone
+            (`report to volume/r@10`), or, of a task that gives probabilities, metrics of a finding; none is `dice` or
+            `auroc`. Arms are tested on the first.
         variants: a name and settings each: the first model once more, under them.
         kept: a folder in which every training's result is kept, and looked for before training.
         draws: of the bootstrap.
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, no fraction or no seed, two arms of one name, `task` is no task of `transfer`, a measure
-            is none of its own, or the scored studies hold one class only.
+        ValueError: no model, no fraction or no seed, two arms of one name, fractions or seeds for a task that trains
+            nothing, a measure is none of its own, or the scored studies hold one class only.
     """
-    found_task = load(task, verb="transfer")
+    found_task = load(task)
+    trains = found_task.VERB == "transfer"
     config = found_task.Config() if config is None else config
     arms = _arms(models, config, variants or {})
     if not (arms and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    if not trains and (tuple(fractions), tuple(seeds)) != ((1.0,), (0,)):
+        raise ValueError(f"{task} trains nothing, so it knows no label fractions and no seeds; leave them out")
     done, total = count(1), len(arms) * len(seeds) * len(fractions)
     train = partial(_train, found_task, models=models, store=store, kept=kept)
     rows: list[_Trained] = []
@@ -95,12 +109,16 @@ def compare_pretraining(
         for name, (model, settings) in arms.items():
             found = []
             for seed in seeds:
-                job = settings.but(seed=seed, label_fraction=fraction, controls=False)
+                learning = {"seed": seed, "label_fraction": fraction} if trains else {}
+                job = settings.but(controls=False, **learning)
                 found.append(train(model, job, seed=seed).predictions)
                 chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
                 progress(next(done), total)
-            rows += [_trained(name, fraction, found, store, measure) for measure in chosen]
-    return _result(rows, task, models=models, seeds=seeds, config=config, store=store, draws=draws)
+            share = f", {100 * fraction:g} % of the labels" if trains else ""
+            rows += [_trained(name, share, found, store, measure) for measure in chosen]
+    result = _result(rows, task, models=models, config=config, store=store, draws=draws)
+    tested = [row for row in rows if row.measure == rows[0].measure]
+    return result.but(notes=tuple(_seed_note(row, seeds) for row in tested)) if trains else result
 
 
 def _result(
@@ -108,20 +126,18 @@ def _result(
     task: str,
     *,
     models: Mapping[str, Recipe | Loaded],
-    seeds: Sequence[int],
     config: Settings,
     store: StudySource,
     draws: int,
 ) -> TaskResult:
     split = str(getattr(config, "split", "test"))
-    tested = [row for row in rows if row.metric == rows[0].metric]
+    tested = [row for row in rows if row.measure == rows[0].measure]
     subjects = rows[0].subjects
     return TaskResult(
         task=f"compare-{task}", split=split, model=", ".join(models), simulated=is_simulated(store, split),
         subjects=len(np.unique(subjects)), studies=len(subjects),
         scores=tuple(_score(row, draws) for row in rows),
         comparisons=_compare(tested, rows[0].arm, draws),
-        notes=tuple(_seed_note(row, seeds) for row in tested),
     )  # fmt: skip
 
 
@@ -183,7 +199,7 @@ def _kept_at(kept: Path, name: str, model: Recipe | Loaded, store: StudySource, 
 
 
 def _trained(
-    arm: str, fraction: float, found: Sequence[tuple[Prediction, ...]], store: StudySource, measure: str
+    arm: str, share: str, found: Sequence[tuple[Prediction, ...]], store: StudySource, measure: str
 ) -> _Trained:
     """The mean over seeds of a macro score; every seed scored the same studies."""
     people = {row.key: row.subject for row in store.rows}
@@ -196,8 +212,8 @@ def _trained(
     positive = [np.mean([p.labels[name] for p in found[0] if name in p.labels]) for name in known]
     return _Trained(
         arm=arm,
-        fraction=fraction,
-        metric=measure,
+        share=share,
+        measure=measure,
         values=tuple(float(statistic(everybody)[0]) for statistic in statistics),
         statistic=lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0),
         subjects=subjects,
@@ -211,8 +227,9 @@ def _measures(predictions: Sequence[Prediction], asked: Sequence[str]) -> tuple[
     Raises:
         ValueError: the task does not have one of them.
     """
-    of_studies = sorted({key.rpartition("/")[2] for p in predictions for key in p.measures})
-    known = of_studies or list(METRICS)
+    measured = {key for p in predictions for key in p.measures}
+    of_studies = sorted({key.rpartition("/")[2] for key in measured})
+    known = [*of_studies, *sorted(measured)] or list(METRICS)
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise ValueError(f"measure {', '.join(map(repr, unknown))} is none of this task's: {', '.join(known)}")
@@ -221,7 +238,8 @@ def _measures(predictions: Sequence[Prediction], asked: Sequence[str]) -> tuple[
 
 def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:
     """Mean over regions of a measure's mean over studies, or over findings of a metric of the probabilities."""
-    names = sorted({key for p in predictions for key in p.measures if key.rpartition("/")[2] == measure})
+    measured = sorted({key for p in predictions for key in p.measures})
+    names = [key for key in measured if measure in (key, key.rpartition("/")[2])]
     if names:
         return mean_statistic(np.array([[p.measures.get(name, np.nan) for name in names] for p in predictions]))
     findings = sorted({name for p in predictions for name in p.probabilities})
@@ -229,10 +247,6 @@ def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:
     labels = np.array([[p.labels.get(name, 0.0) for name in findings] for p in predictions])
     known = np.array([[name in p.labels for name in findings] for p in predictions])
     return macro_of(METRICS[measure], given, labels, known)
-
-
-def _title(row: _Trained) -> str:
-    return f"macro, {100 * row.fraction:g} % of the labels"
 
 
 def _score(row: _Trained, draws: int) -> Score:
@@ -243,7 +257,7 @@ def _score(row: _Trained, draws: int) -> Score:
             "finding one class only; score another split, or more subjects"
         )
     return Score(
-        name=_title(row),
+        name=row.title,
         value=bounds.value,
         low=bounds.low,
         high=bounds.high,
@@ -257,15 +271,15 @@ def _score(row: _Trained, draws: int) -> Score:
 
 def _compare(rows: Sequence[_Trained], ours: str, draws: int) -> tuple[Comparison, ...]:
     """The first model minus every other arm at the same share of the labels; Holm over all of them."""
-    own = {row.fraction: row for row in rows if row.arm == ours}
+    own = {row.title: row for row in rows if row.arm == ours}
     others = [row for row in rows if row.arm != ours]
     tests = []
     for row in others:
-        test = paired_test(own[row.fraction].statistic, row.statistic, row.subjects, draws=draws)
-        tests.append((_title(row), row.metric, row.arm, len(np.unique(row.subjects)), test))
+        test = paired_test(own[row.title].statistic, row.statistic, row.subjects, draws=draws)
+        tests.append((row.title, row.metric, row.arm, len(np.unique(row.subjects)), test))
     return holm_comparisons(tests)
 
 
 def _seed_note(row: _Trained, seeds: Sequence[int]) -> str:
     each = ", ".join(f"{value:.3f}" for value in row.values)
-    return f"{row.arm}, {100 * row.fraction:g} % of the labels: {each} (seeds {', '.join(map(str, seeds))})."
+    return f"{row.arm}, {row.title.removeprefix('macro, ')}: {each} (seeds {', '.join(map(str, seeds))})."

@@ -272,15 +272,17 @@ def _predictions(
     searches: Mapping[str, Mapping[str, Search]],
     measured: Mapping[str, Ranks],
 ) -> tuple[Prediction, ...]:
-    """The rank of the first right answer of every study's queries."""
+    """Of every study's queries the rank of the first right answer, and what else is measured of it."""
     truth = truth_of(ours)
     labelled = items.rows[np.flatnonzero(ours.labelled[items.rows].any(axis=1))]
     measures: dict[int, dict[str, float]] = {int(row): {} for row in items.rows}
     for name, found in measured.items():
         rows = labelled if searches[name][MODEL].owners is not None else items.rows[items.told]
-        for row, first in zip(rows.tolist(), found.column(RANK).tolist(), strict=True):
-            if np.isfinite(first):
-                measures[row][f"{name}/rank"] = first
+        for row, values in zip(rows.tolist(), found.values.tolist(), strict=True):
+            if np.isfinite(values).all():
+                # A median is of many queries; one has a rank.
+                titles = ("rank" if measure == RANK else measure for measure in found.measures)
+                measures[row] |= {f"{name}/{its}": value for its, value in zip(titles, values, strict=True)}
     return tuple(
         Prediction(
             study=ours.studies[row],
