@@ -28,6 +28,11 @@ class Grid:
         """Voxel size along i, j, k."""
         return spacing_mm(self.affine)
 
+    @property
+    def is_flat(self) -> bool:
+        """One voxel along k: an image, such as a radiograph."""
+        return self.shape[2] == 1
+
     def same_as(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
         """Equal shape, and every corner within `tolerance_mm` of the other's."""
         if self.shape != other.shape:
@@ -64,7 +69,12 @@ def to_ras(voxels: Array, affine: Affine) -> tuple[Array, Affine]:
 
 
 def regular_grid(grid: Grid, step_mm: tuple[float, float, float]) -> Grid:
-    """Grid of the same centre and axis directions as `grid`, of spacing `step_mm`, covering its field of view."""
+    """Grid of the same centre and axis directions as `grid`, of spacing `step_mm`, covering its field of view.
+
+    An image keeps its one voxel along k, and its step there: it has no depth to be cut into more.
+    """
+    if grid.is_flat:
+        step_mm = (*step_mm[:2], grid.spacing_mm[2])
     directions = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
     extent_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm)
     shape = np.maximum(1, np.ceil(extent_mm / np.asarray(step_mm) - 1e-6).astype(int))
@@ -88,10 +98,12 @@ def resample(voxels: Array, affine: Affine, grid: Grid, *, order: int = 1, outsi
     """Read a volume on another grid: trilinear (`order=1`) or nearest (`order=0`, for masks).
 
     Where the new voxels are larger than the old, the volume is first smoothed to the new voxel size (Gaussian of
-    0.425 new voxels, the width whose half maximum is one voxel), so that fine structure does not alias.
+    0.425 new voxels, the width whose half maximum is one voxel), so that fine structure does not alias. Of a volume of
+    one voxel along k that voxel is read wherever it is nearest.
     """
     source = np.asarray(voxels, dtype=np.float32)
-    if Grid((source.shape[0], source.shape[1], source.shape[2]), affine).same_as(grid):
+    old = Grid((source.shape[0], source.shape[1], source.shape[2]), affine)
+    if old.same_as(grid):
         return source
     new_to_old = np.linalg.inv(affine) @ grid.affine
     if order > 0:
@@ -100,7 +112,10 @@ def resample(voxels: Array, affine: Affine, grid: Grid, *, order: int = 1, outsi
         sigma = np.where(ratio > 1.0, 0.425 * np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)), 0.0)
         if sigma.any():
             source = ndimage.gaussian_filter(source, sigma, mode="nearest", truncate=2.5)
-    matrix, shift = new_to_old[:3, :3], new_to_old[:3, 3]
+    matrix, shift = new_to_old[:3, :3], new_to_old[:3, 3].copy()
+    if old.is_flat:
+        # Between two voxels of one value: alone, it would be missed by the last digit of a coordinate.
+        source, shift[2] = np.repeat(source, 2, axis=2), shift[2] + 0.5
     off_diagonal = matrix - np.diag(np.diag(matrix))
     # A diagonal matrix lets scipy interpolate axis by axis, several times faster; the result is the same.
     turn = np.diag(matrix) if np.abs(off_diagonal).max() < 1e-9 else matrix

@@ -111,13 +111,18 @@ def centred_start(shape: Voxels, crop_voxels: Voxels) -> Voxels:
 
 
 def draw_start(rng: np.random.Generator, shape: Voxels, crop_voxels: Voxels, jitter_voxels: Voxels) -> Voxels:
-    """Uniform within the volume along axes that the crop does not cover; along the others, centred and shifted."""
+    """Uniform within the volume along axes that the crop does not cover; along the others, centred and shifted.
+
+    Along an axis of one voxel (an image's) nothing is shifted: there would be nothing left.
+    """
     uniform = rng.random(3)
     centre = centred_start(shape, crop_voxels)
     start = []
     for axis in range(3):
         room = shape[axis] - crop_voxels[axis]
-        start.append(int(uniform[axis] * (room + 1)) if room > 0 else centre[axis] + jitter_voxels[axis])
+        start.append(
+            int(uniform[axis] * (room + 1)) if room > 0 else centre[axis] + jitter_voxels[axis] * (shape[axis] > 1)
+        )
     return start[0], start[1], start[2]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def phantom(
-    cohort: Annotated[str, typer.Argument(help="Which cohort: brain, liver or chest.")],
+    cohort: Annotated[str, typer.Argument(help="Which cohort: brain, liver, chest or radiographs.")],
     out: OutOption,
     subjects: Annotated[int, typer.Option(min=1)] = 200,
     seed: int = 0,
@@ -33,7 +33,7 @@ def phantom(
     sequences: Annotated[str | None, typer.Option(help="Only these may be acquired, with commas: t1w,t2w.")] = None,
     workers: WorkersOption = 2,
 ) -> None:
-    """Write a simulated cohort: NIfTI in BIDS-like folders, studies.csv, reports, masks, truth and a montage."""
+    """Write a simulated cohort: NIfTI in BIDS-like folders, tables, reports, masks, truth, questions, a montage."""
     from tomoglot.studies.phantom import draw_montage, write_cohort
 
     with progress_bar(f"simulating {subjects} {cohort} studies") as report:

@@ -82,7 +82,7 @@ _FULL_RUN: dict[str, Any] = {
 
 # Presets of this file, with the run that each is meant for: a mark stands where a value is not ours.
 PRESETS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("tiny", "masked_only", "aligned_only", "one_sided", "no_memory"), _TINY_RUN),
+    **dict.fromkeys(("tiny", "masked_only", "aligned_only", "one_sided", "no_memory", "tiny_2d"), _TINY_RUN),
     "paper": {
         **_FULL_RUN,
         "schedule.steps": 100_000,
@@ -372,3 +372,8 @@ def paper() -> MPMA.Config:
 def paper_2d() -> MPMA.Config:
     """Our reading on images of one voxel along k, such as radiographs of 224 x 224."""
     return paper().but(**{"vision.patch": (16, 16, 1)})
+
+
+def tiny_2d() -> MPMA.Config:
+    """`tiny` on images of one voxel along k; at 224 x 224 pixels as many patches as `paper_2d` has."""
+    return tiny().but(**{"vision.patch": (16, 16, 1)})

@@ -58,6 +58,9 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
         raise Rejected("no-usable-series", "no series of this study could be read")
     finest = min(turned, key=lambda name: (float(np.prod(turned[name].grid.spacing_mm)), name))
     grid = turned[finest].grid
+    if grid.is_flat and plan.field_voxels is not None and plan.field_voxels[2] != 1:
+        i, j, k = plan.field_voxels
+        raise Rejected("flat-image", f"images have one voxel along k, and the field keeps {k}: give it as {i},{j},1")
     if plan.spacing_mm is not None:
         grid = regular_grid(grid, plan.spacing_mm)
     on_grid = {finest: onto(turned[finest], grid, plan)}
@@ -67,6 +70,9 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
     rejected = []
     for name, volume in turned.items():
         try:
+            if volume.grid.is_flat != grid.is_flat:
+                # Places in the plane of an image are no places in the body.
+                raise Rejected("image-beside-volume", "an image and a volume share no grid; make them two studies")
             real = cut(on_grid.pop(name) if name in on_grid else onto(volume, grid, plan), *field, fill=plan.background)
             stored[name], scale = to_int16(real)
             intensities[name] = measure(stored[name], scale, plan)

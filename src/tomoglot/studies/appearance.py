@@ -197,6 +197,10 @@ def _signature(reduced: Reduced) -> NDArray[np.int8]:
     ratio = CELL_MM / (np.asarray(spacing_mm(reduced.affine)) * reduced.blocks)
     smooth = ndimage.gaussian_filter(reduced.unit, 0.425 * np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)), truncate=2.5)
     corner = reduced.middle - (CELLS - 1) / 2 * ratio
+    flat, depth = [axis for axis in range(3) if smooth.shape[axis] == reduced.voxels.shape[axis] == 1], 2
+    for axis in flat:
+        # An image has no depth: it fills the two cells of the middle, whatever the step along its one voxel.
+        smooth, ratio[axis], corner[axis] = np.repeat(smooth, depth, axis=axis), 1.0, 1.0 - CELLS / 2
     cells = ndimage.affine_transform(smooth, ratio, corner, output_shape=(CELLS,) * 3, order=1, cval=np.nan)
     filled = np.round(np.nan_to_num(cells) * 254.0 - 127.0)
     return np.where(np.isnan(cells), OUTSIDE, filled).astype(np.int8)
@@ -217,6 +221,10 @@ def _strip(reduced: Reduced) -> NDArray[np.uint8]:
     largest_mm = float((np.asarray(voxels.shape) * step).max())
     tiles = []
     for across, up, along in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
+        if 1 in (voxels.shape[across], voxels.shape[up]):
+            # An image from its edge is a line.
+            tiles.append(np.zeros((TILE, TILE), np.uint8))
+            continue
         plane = np.take(voxels, at[along], axis=along).astype(np.float32)[::-1, ::-1].T
         unit = (plane - reduced.low) / max(reduced.high - reduced.low, 1e-12)
         grey = np.clip(unit * 255.0, 0.0, 255.0).astype(np.uint8)

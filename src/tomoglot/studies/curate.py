@@ -25,6 +25,7 @@ from tomoglot.studies.journal import Journal, fingerprint
 from tomoglot.studies.lesion import renumber
 from tomoglot.studies.nifti import read_nifti
 from tomoglot.studies.pool import WorkerDied
+from tomoglot.studies.radiograph import read_radiograph
 from tomoglot.studies.sequence import canonical_sequence
 from tomoglot.studies.source import RejectedRow, Sources
 from tomoglot.studies.split import check_split
@@ -309,16 +310,17 @@ def _read_series(series: Series) -> Volume:
         raise Rejected("out-of-memory", "does not fit into the memory that is free") from error
 
 
-def _read(path: Path, *, allow_constant: bool = False) -> Volume:
+def _read(path: Path, *, allow_constant: bool = False, flat: bool = False) -> Volume:
     try:
-        return read_nifti(path, allow_constant=allow_constant)
+        reader = read_radiograph if flat else read_nifti
+        return reader(path, allow_constant=allow_constant)
     except MemoryError as error:
         raise Rejected("out-of-memory", f"{path.name}: does not fit into the memory that is free") from error
 
 
 def _read_mask(path: Path, volumes: dict[str, Volume], *, labels: Mapping[int, str]) -> Volume:
     """Mask with whole labels from 0 to 255 whose field of view meets that of a series, in our numbers."""
-    mask = _read(path, allow_constant=True)
+    mask = _read(path, allow_constant=True, flat=all(volume.grid.is_flat for volume in volumes.values()))
     lowest, highest = float(mask.voxels.min()), float(mask.voxels.max())
     if lowest < 0 or highest > 255 or not np.array_equal(mask.voxels, np.round(mask.voxels)):
         raise Rejected("bad-mask", f"{path.name}: values from {lowest:g} to {highest:g}, wanted whole labels 0 to 255")

@@ -37,12 +37,18 @@ Header: TypeAlias = nibabel.Nifti1Header
 
 
 def read_nifti(
-    path: Path, *, channel: int | None = None, max_bytes: int = 4 * GIB, allow_constant: bool = False
+    path: Path,
+    *,
+    channel: int | None = None,
+    max_bytes: int = 4 * GIB,
+    allow_constant: bool = False,
+    flat: bool = False,
 ) -> Volume:
     """Read one volume from `.nii` or `.nii.gz`, or say why not.
 
     Voxels keep the stored type where the header has no scaling, and are floats where it has one. A fourth axis of
-    one frame is dropped; of a longer one, `channel` is read. `allow_constant` is for masks, which may be empty.
+    one frame is dropped; of a longer one, `channel` is read. `allow_constant` is for masks, which may be empty; `flat`
+    for images, which have one voxel along the third axis.
 
     Raises:
         Rejected: `absent`, `not-a-file`, `unreadable`, `empty-file`, `not-nifti`, `damaged-gzip`, `truncated`,
@@ -56,6 +62,7 @@ def read_nifti(
         if not path.is_file():
             raise Rejected("not-a-file", f"{path.name}: is a folder or a device, wanted a file")
         header, data = _read_bytes(path, channel, max_bytes)
+        _check_depth(header, path.name, flat=flat)
     except OSError as error:
         raise Rejected("unreadable", f"{path.name}: {error.strerror or type(error).__name__}") from error
     affine = _affine(header, path.name)
@@ -229,10 +236,17 @@ def _shape(header: Header, channel: int | None, name: str) -> tuple[int, int, in
         if not 0 <= channel < present:
             raise Rejected("no-such-channel", f"{name}: channel {channel}, counted from 0, of {present}")
         sizes = sizes[:3]
-    if len(sizes) < 3 or min(sizes[:3]) < 2 or any(size != 1 for size in sizes[3:]):
+    if len(sizes) < 3 or min(sizes[0], sizes[1], 2 * sizes[2]) < 2 or any(size != 1 for size in sizes[3:]):
         shown = " x ".join(map(str, sizes)) or f"{int(header['dim'][0])} axes"
         raise Rejected("wrong-dimension", f"{name}: {shown}, wanted one volume of three axes of at least 2 voxels")
     return sizes[0], sizes[1], sizes[2]
+
+
+def _check_depth(header: Header, name: str, *, flat: bool) -> None:
+    i, j, k = _sizes(header)[:3]
+    if flat != (k == 1):
+        wanted = "one image (i, j, 1)" if flat else "one volume of three axes of at least 2 voxels"
+        raise Rejected("wrong-dimension", f"{name}: {i} x {j} x {k}, wanted {wanted}")
 
 
 def _affine(header: Header, name: str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ KNOWN_SEQUENCES = (
     "stir", "mra", "perfusion", "bold", "in_phase", "out_of_phase", "dixon_fat",
     "pre_contrast", "arterial", "portal_venous", "delayed", "hepatobiliary",
     "ct_contrast", "ct_arterial", "ct_portal_venous", "ct_delayed", "ct_angiography", "ct_perfusion",
+    "cxr_frontal", "cxr_lateral",
 )  # fmt: skip
 
 # Compared without case, spaces, dots, dashes, plus signs and underscores; a star is kept, for T2*.
@@ -44,6 +45,8 @@ _OTHER_NAMES = {
     "ct_delayed": "ctdelayed",
     "ct_angiography": "ctangiography cta ctpa",
     "ct_perfusion": "ctperfusion ctp",
+    "cxr_frontal": "cxrfrontal frontalcxr cxrpa cxrap",
+    "cxr_lateral": "cxrlateral lateralcxr cxrlat cxrll",
 }
 _CANONICAL = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 _SEPARATORS = re.compile(r"[\s._+-]+")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tomoglot.geometry import spacing_mm
 from tomoglot.studies.nifti import read_nifti
+from tomoglot.studies.radiograph import is_radiograph, read_radiograph
 from tomoglot.studies.study import Rejected, Series, Stated, Volume
 
 _AIR_HU, _SOFT_HU = (-1100.0, -600.0), (-200.0, 200.0)
@@ -24,14 +25,17 @@ _SPACING_TOLERANCE = 0.01
 
 
 def read_series(series: Series) -> Volume:
-    """Read the NIfTI file of a series, with what is stated of it made true where the file lacks it.
+    """Read the file of a series, with what is stated of it made true where the file lacks it.
 
     Raises:
-        Rejected: what `read_nifti` refuses; `spacing-mismatch` where header and table name different voxel sizes;
+        Rejected: what `read_nifti` and `read_radiograph` refuse; `spacing-mismatch` where header and table name
+            different voxel sizes;
             `not-hounsfield` where the voxels are Hounsfield units neither as stored nor scaled, or could be both.
     """
-    volume = read_nifti(series.path, channel=series.channel)
     stated, name = series.stated, series.path.name
+    if is_radiograph(series.sequence, series.path):
+        return read_radiograph(series.path, stated_mm=None if stated is None else stated.spacing_mm)
+    volume = read_nifti(series.path, channel=series.channel)
     if stated is None:
         return volume
     affine = volume.affine if stated.spacing_mm is None else _spaced(volume.affine, stated, stated.spacing_mm, name)

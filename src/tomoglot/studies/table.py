@@ -70,15 +70,16 @@ def read_table(path: Path, *, root: Path | None = None, columns: Mapping[str, st
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV, TSV, JSONL or Parquet file as they stand; a CSV's cells are text.
+    """Rows of a CSV, TSV (also with `.gz`), JSONL or Parquet file as they stand; a CSV's cells are text.
 
     Raises:
         ValueError: the file does not exist, has another suffix, or cannot be read as what its suffix says.
     """
     if not path.is_file():
         raise ValueError(f"{path.name}: there is no such table")
-    readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_lines, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
+    readers = dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz"), _read_delimited)
+    readers |= {".jsonl": _read_lines, ".parquet": _read_parquet}
+    reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
     if reader is None:
         raise ValueError(f"{path.name}: a table ends in {', '.join(readers)}")
     try:
@@ -282,7 +283,7 @@ def _number(value: Any) -> float:
 
 
 def _read_delimited(path: Path) -> list[dict[str, Any]]:
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    separator = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     options = f"header=true, all_varchar=true, delim={_literal(separator)}, quote='\"', escape='\"', comment=''"
     return _select(f"read_csv({_literal(_no_pattern(path))}, {options}, max_line_size={_LONGEST_LINE})")
 

@@ -1,4 +1,4 @@
-"""Write simulated studies as files: NIfTI whose bytes depend on nothing but the study, reports, truth, studies.csv."""
+"""Write simulated studies as files: NIfTI whose bytes depend on nothing but the study, reports, truth, tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import nibabel as nib
 
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.phantom.chest.cohort import CHEST
+from tomoglot.studies.phantom.chest.radiograph import RADIOGRAPHS
 from tomoglot.studies.phantom.cohort import BRAIN
 from tomoglot.studies.phantom.liver.cohort import LIVER
+from tomoglot.studies.phantom.questions import write_questions
 from tomoglot.studies.phantom.simulated import SPLIT_FRACTIONS, Cohort, PhantomStudy
 from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.study import Volume
 
-COHORTS: Mapping[str, Cohort] = {cohort.name: cohort for cohort in (BRAIN, LIVER, CHEST)}
+COHORTS: Mapping[str, Cohort] = {cohort.name: cohort for cohort in (BRAIN, LIVER, CHEST, RADIOGRAPHS)}
 COLUMNS = ("subject", "study", "sequence", "path", "report", "mask", "split", "simulated")
 
 
@@ -84,7 +86,7 @@ def write_cohort(
     cohort: str = "brain",
     sequences: Sequence[str] | None = None,
 ) -> Path:
-    """Write a simulated cohort; returns its studies.csv, which is written last.
+    """Write a simulated cohort with `questions.jsonl` on it; returns its studies.csv, which is written last.
 
     Files are the same bytes whatever the number of `workers`. `progress(done, total)` is called after every study.
     `motion_mm` None is the cohort's own: nothing moves in brain and chest, breath-holds differ in the liver.
@@ -112,7 +114,9 @@ def write_cohort(
             raise ValueError(f"the process that simulates study {index} died twice; for want of memory? Fewer workers")
         rows[index] = written
         done(len(rows), subjects)
-    return write_table(out / "studies.csv", [row for index in sorted(rows) for row in rows[index]])
+    table = [row for index in sorted(rows) for row in rows[index]]
+    write_questions(out, seed, studies=((row["subject"], row["study"]) for row in table))
+    return write_table(out / "studies.csv", table)
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:

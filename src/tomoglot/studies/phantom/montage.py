@@ -59,7 +59,8 @@ def draw_montage(folder: Path, png: Path, rows: int = 6) -> Path:
 def cohort_of(row: dict[str, str]) -> Cohort:
     """The cohort whose findings are the label columns of a table."""
     labels = {key.removeprefix("label:") for key in row if key.startswith("label:")}
-    found = [cohort for cohort in COHORTS.values() if set(cohort.findings) == labels]
+    # Two cohorts may know the same findings and show them otherwise.
+    found = [one for one in COHORTS.values() if set(one.findings) == labels and row["sequence"] in one.suffixes]
     if not found:
         raise ValueError(f"the label columns of studies.csv are those of no simulated cohort ({', '.join(COHORTS)})")
     return found[0]

@@ -7,25 +7,39 @@ and last the images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from tomoglot.studies.phantom.chest import mediastinum, parenchyma
 from tomoglot.studies.phantom.chest.disease import draw_findings, draw_ratio
 from tomoglot.studies.phantom.chest.lungs import put_trees
-from tomoglot.studies.phantom.chest.scan import draw_session, put_table, reconstruct
+from tomoglot.studies.phantom.chest.scan import Session, draw_session, put_table, reconstruct
 from tomoglot.studies.phantom.chest.scene import FINDINGS, MASK_LABELS, Scene
 from tomoglot.studies.phantom.chest.thorax import LOBES, Build, build_thorax, field_of_view
 from tomoglot.studies.phantom.chest.tissue import draw_table
 from tomoglot.studies.phantom.chest.wording import Finding, write_report
 from tomoglot.studies.phantom.drawing import measure
 from tomoglot.studies.phantom.simulated import SPLIT_FRACTIONS, Cohort, PhantomStudy, split_of, stream
-from tomoglot.studies.study import Volume
+from tomoglot.studies.study import Report, Volume
 
 SEQUENCES = ("ct",)
 AGAIN_SHARE = 0.15
 LEAST_SHARE = 0.15  # of a part's voxels that a lobe or side must hold to be named
 DOUBT_SHARE = 0.13
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chest:
+    """One subject before any image is made: the same whether it is scanned or x-rayed."""
+
+    subject: str
+    split: str
+    session: Session
+    scene: Scene
+    labels: dict[str, float]
+    report: Report
+    truth: dict[str, object]
 
 
 def generate(
@@ -50,6 +64,37 @@ def generate(
     """
     if sequences is not None and tuple(sequences) != SEQUENCES:
         raise ValueError(f"there is no sequence {', '.join(sequences) or '(none asked)'}; there are {SEQUENCES[0]}")
+    chest = draw_chest(
+        seed, index, spacing_mm=spacing_mm, only=only, split_fractions=split_fractions,
+        reconstruction_share=reconstruction_share,
+    )  # fmt: skip
+    scene, session = chest.scene, chest.session
+    if not skull_stripped:
+        put_table(scene.thorax)
+    study: PhantomStudy | None = None
+    for number, how in reversed(list(enumerate(session.series, 1))):
+        rng = stream(seed, index, f"chest noise {number}")
+        study = PhantomStudy(
+            subject=chest.subject, study="ses-01" if number == 1 else f"ses-01r{number}", split=chest.split,
+            volumes={"ct": reconstruct(scene.thorax, how, rng, half_mm=session.half_mm, air=not skull_stripped)},
+            mask=Volume(voxels=scene.mask, affine=scene.thorax.grid.affine), report=chest.report, labels=chest.labels,
+            truth=chest.truth | {"acquisition": {"ct": how.record()}, "reconstruction": number}, also=study,
+        )  # fmt: skip
+    assert study is not None
+    return study
+
+
+def draw_chest(
+    seed: int,
+    index: int,
+    *,
+    spacing_mm: float,
+    only: str | None,
+    split_fractions: Mapping[str, float],
+    reconstruction_share: float = AGAIN_SHARE,
+    called: str = "ct",
+) -> Chest:
+    """A subject's chest, what is wrong with it, and what a report says; `called` is how the report names the images."""
     split = split_of(seed, index, split_fractions)
     session = draw_session(stream(seed, index, "chest acquisition"), reconstruction_share)
     kinds = draw_findings(stream(seed, index, "chest disease"), only)
@@ -60,9 +105,8 @@ def generate(
     present = {finding.type for finding in findings}
     absent = [name for name in FINDINGS if name not in present]
     labels = {name: float(name in present) for name in FINDINGS} | {"normal": float(not present)}
-    report, told = write_report(findings, absent, rng=stream(seed, index, "chest report"), test=split == "test")
-    if not skull_stripped:
-        put_table(scene.thorax)
+    rng = stream(seed, index, "chest report")
+    report, told = write_report(findings, absent, rng=rng, test=split == "test", called=called)
     truth: dict[str, object] = {
         "simulated": True,
         "split": split,
@@ -75,18 +119,16 @@ def generate(
         "dose": round(session.dose, 3),
         "breath": round(session.breath, 3),
     }
-    study: PhantomStudy | None = None
-    for number, how in reversed(list(enumerate(session.series, 1))):
-        rng = stream(seed, index, f"chest noise {number}")
-        # Subjects of the cohorts are different people, so that all may lie in one store.
-        study = PhantomStudy(
-            subject=f"sub-C{index:04d}", study="ses-01" if number == 1 else f"ses-01r{number}", split=split,
-            volumes={"ct": reconstruct(scene.thorax, how, rng, half_mm=session.half_mm, air=not skull_stripped)},
-            mask=Volume(voxels=scene.mask, affine=scene.thorax.grid.affine), report=report, labels=labels,
-            truth=truth | {"acquisition": {"ct": how.record()}, "reconstruction": number}, also=study,
-        )  # fmt: skip
-    assert study is not None
-    return study
+    # Subjects of the cohorts are different people, so that all may lie in one store.
+    return Chest(
+        subject=f"sub-C{index:04d}",
+        split=split,
+        session=session,
+        scene=scene,
+        labels=labels,
+        report=report,
+        truth=truth,
+    )
 
 
 def draw_scene(seed: int, index: int, *, spacing_mm: float, kinds: Sequence[str], breath: float) -> Scene:

@@ -148,9 +148,9 @@ def organs(absent: Sequence[str], writer: Writer) -> list[Sentence]:
 
 
 def write_report(
-    findings: Sequence[Finding], absent: Sequence[str], *, rng: np.random.Generator, test: bool
+    findings: Sequence[Finding], absent: Sequence[str], *, rng: np.random.Generator, test: bool, called: str = "ct"
 ) -> tuple[Report, list[Sentence]]:
-    """The report of a study and its sentences."""
+    """The report of a study and its sentences; `called` (ct, radiograph) names the images, nothing else differs."""
     writer = Writer(rng, test=test)
     about = [tell(finding, writer) for finding in findings]
     clear = organs(absent, writer)
@@ -167,8 +167,8 @@ def write_report(
     kept = [finding for finding in findings if finding.type not in MINOR or rng.random() > 0.3] or list(findings)
     summed = [conclude(finding, writer) for finding in kept]
     if not findings:
-        text, held_out = writer.choose(SENTENCES["normal"])
+        text, held_out = writer.choose(SENTENCES[f"normal_{called}"])
         summed = [Sentence(text=text, section="impression", denies=tuple(absent), held_out=held_out)]
-    technique, held_out = writer.choose(SENTENCES["technique"])
+    technique, held_out = writer.choose(SENTENCES[f"technique_{called}"])
     said = Sentence(text=technique, section="technique", held_out=held_out)
     return assemble(technique, told, summed), [*told, *summed, said]
