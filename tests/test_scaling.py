@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tomoglot import cli, scaling
+from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import LoaderConfig
 from tomoglot.checkpoint import load_checkpoint
 from tomoglot.config import Settings
@@ -28,9 +29,9 @@ from tomoglot.studies.nifti import write_nifti
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
 from tomoglot.tasks import held_out
-from tomoglot.tasks.held_out import held_out_groups, held_out_loss
+from tomoglot.tasks.held_out import Cell, held_out_groups, held_out_loss
 from tomoglot.tasks.intervals import interval, macro_auroc
-from tomoglot.tasks.task import Prediction, Score, TaskResult, load_result
+from tomoglot.tasks.task import Prediction, Score, TaskResult, load_result, save_result
 
 STEPS = 3
 SUBJECTS = {"train": 10, "test": 7}
@@ -113,6 +114,29 @@ def test_every_cell_is_a_run_on_its_share_of_the_subjects(finished: Path, store:
     assert seen[0] < seen[1] < seen[2]
     wide = found.cells[1].parameters / found.cells[0].parameters
     assert 2 < wide < 4.5
+
+
+def test_a_cell_knows_the_loss_before_the_first_step_and_the_size_of_its_encoder_alone(
+    finished: Path, store: Path
+) -> None:
+    opened = Store.open(store)
+    cell, (_, job) = (
+        Cell.load(next(finished.glob("cells/fraction_1-width_2-*/cell.json"))),
+        plan_cells(settings(), opened)[-1],
+    )
+    torch.manual_seed(job.seed)
+    drawn = job.recipe.build(opened.sequences)
+    groups = held_out_groups(opened, "test", most=job.loader.batch_size)
+    losses, _ = held_out_loss(drawn, opened, groups, job)
+    before = np.average(losses, weights=[len(rows) for rows in groups])
+    assert cell.untrained["loss"] == pytest.approx(before) and cell.measures["loss"].value != pytest.approx(before)
+    encoder = sum(weight.numel() for weight in drawn.vision.parameters())
+    assert cell.parameters == encoder < sum(weight.numel() for weight in drawn.parameters())
+
+
+def test_another_seed_also_draws_other_studies(store: Path) -> None:
+    jobs = [job for _, job in plan_cells(settings(seeds=(0, 3)), Store.open(store))]
+    assert {(job.seed, job.loader.seed) for job in jobs} == {(0, 0), (3, 3)}
 
 
 def test_the_law_is_fitted_drawn_and_written(finished: Path) -> None:
@@ -297,12 +321,22 @@ def test_held_out_groups_share_no_subject_and_leave_none_out(store: Path) -> Non
     ] * 7
 
 
-def test_the_held_out_loss_is_that_of_the_recipe_with_one_hiding_for_all(store: Path) -> None:
+def test_the_held_out_loss_is_that_of_the_recipe_with_one_hiding_for_all(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, run = Store.open(store), settings().run
     recipe = run.recipe.build(opened.sequences).train()
     groups = held_out_groups(opened, "test")
     before = torch.get_rng_state()
+    asked, given = [], recipe.losses
+
+    def heard(batch: Batch, *, progress: float) -> dict[str, torch.Tensor]:
+        asked.append((recipe.training, progress))
+        return given(batch, progress=progress)
+
+    monkeypatch.setattr(recipe, "losses", heard)
     losses, terms = held_out_loss(recipe, opened, groups, run)
+    assert asked == [(False, 1.0)] * len(groups), "as at the end of a run, in evaluation mode"
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(7)
     assert held_out_loss(recipe, opened, groups, run)[0].tolist() == losses.tolist()
@@ -326,6 +360,22 @@ def test_draws_of_groups_are_means_over_their_studies() -> None:
     times = held_out.draw_subjects(np.arange(3), draws=400)
     slow = [np.repeat(losses, (row * sizes).astype(int)).mean() for row in times]
     assert drawn.tolist() == pytest.approx(slow)
+
+
+def test_what_is_not_known_of_a_study_is_no_error(store: Path, tmp_path: Path) -> None:
+    rows = Store.open(store).select("test")
+    predictions = tuple(
+        Prediction(
+            study=row.key,
+            probabilities={"infarct": at / 10, "mass": at / 10},
+            # A mass is known of the first six: of them, the last three have one.
+            labels={"infarct": float(at >= 5)} | ({"mass": float(at >= 3)} if at < 6 else {}),
+        )
+        for at, row in enumerate(rows)
+    )
+    saved = TaskResult(task="guess", split="test", subjects=7, studies=10, predictions=predictions)
+    drawn = held_out.drawn_errors(save_result(saved, tmp_path / "task.json"), Store.open(store), 200)
+    assert np.isfinite(drawn).sum() > 100 and np.nanmax(np.abs(drawn)) < 1e-9
 
 
 def test_a_recipe_without_an_encoder_setting_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from tomoglot.tasks.detection_scores import (
     by_organ,
@@ -100,6 +100,7 @@ def test_thresholds_of_another_split_decide_what_is_called_present() -> None:
     for at, name in enumerate(truth.findings):
         expected = balanced_accuracy(given[:, at], truth.labels[:, at], threshold=chosen[name])[0]
         assert table[name, "balanced_accuracy"] == pytest.approx(expected)
+        assert table[name, "f1"] == pytest.approx(f1_score(truth.labels[:, at], given[:, at] >= chosen[name])) != 0
     each = [table[name, "balanced_accuracy"] for name in truth.findings]
     assert table["macro", "balanced_accuracy"] == pytest.approx(np.mean(each))
     assert table["macro", "balanced_accuracy"] > 0.6

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_detectors import FINDINGS, NETS, SEQUENCES, SMALL, VISION, batch, detector
+from small_detectors import FINDINGS, NETS, SEQUENCES, SMALL, VISION, batch, detector, some_recipe
 from torch import nn
 
 from tomoglot.batches.loader import LoaderConfig
@@ -13,7 +13,7 @@ from tomoglot.encoders.text import TextEncoder
 from tomoglot.objectives.classes import known_cross_entropy
 from tomoglot.recipes import medmap
 from tomoglot.store.plan import Plan
-from tomoglot.tasks.detector import DetectorSettings, load_detector, read_card, save_detector
+from tomoglot.tasks.detector import Detector, DetectorSettings, load_detector, read_card, save_detector
 from tomoglot.tasks.embeddings import pool_acquired
 from tomoglot.tasks.prompt_table import PromptTable, wordings_of
 from tomoglot.tasks.prompts import PROMPTS
@@ -227,6 +227,11 @@ def test_a_saved_detector_judges_alike_and_knows_whom_it_learned_from(name: str,
     card = read_card(folder)
     assert card.count_seen({"s1", "s9"}) == 1 and "s1" not in card.to_json()
     assert card.loader == loader and card.simulated
+
+
+def test_a_new_detector_says_nothing_of_any_finding_yet() -> None:
+    net = Detector(some_recipe(), NETS["both"], FINDINGS, embedding=16).eval()
+    assert (net.probabilities(net(batch())) == 0.5).all()
 
 
 def test_a_folder_without_a_detector_or_with_other_weights_is_refused(tmp_path) -> None:

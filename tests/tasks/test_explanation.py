@@ -22,9 +22,10 @@ from tomoglot.studies.nifti import read_nifti, write_nifti
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
 from tomoglot.tasks.detector import Detector, DetectorSettings, save_detector
-from tomoglot.tasks.explanation import MEAN_MAP, MIDDLE, Config, score
+from tomoglot.tasks.explanation import Config, score
 from tomoglot.tasks.heat_maps import CHANCE, METRICS
 from tomoglot.tasks.labels import PartOfStore
+from tomoglot.tasks.lesion_cases import MEAN_MAP, MIDDLE
 from tomoglot.tasks.prompts import PROMPTS
 from tomoglot.tasks.scoreboard import markdown, table
 from tomoglot.tasks.task import SCRATCH, load

@@ -11,11 +11,14 @@ from whole_fields import WholeFields, make_row
 from tomoglot.batches.loader import Loader, LoaderConfig
 from tomoglot.encoders.plain_conv import PlainConv
 from tomoglot.encoders.text import TextEncoder
-from tomoglot.recipes import brainmvp
+from tomoglot.recipes import brainmvp, medmap
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.tasks import report_generation, report_writer
-from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, generation_result, score, usual_normal
+from tomoglot.tasks.embeddings import from_scratch
+from tomoglot.tasks.generation_scores import generation_result
+from tomoglot.tasks.kept_writer import load_writer, read_writer_card, save_writer
+from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
 from tomoglot.tasks.report_sight import Shelf, Sight, take_rows
 from tomoglot.tasks.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_writer
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
@@ -31,7 +34,7 @@ SAYS = {
 }
 SMALL = WriterConfig(width=32, layers=1, heads=2, dropout=0.0, maps=2, cells=2, max_tokens=40, label_smoothing=0.0)
 LOADER = LoaderConfig(crop_voxels=(12, 12, 12), workers=0)
-QUICK = Schedule(steps=80, warmup_steps=5, learning_rate=5e-3, accelerator="cpu")
+QUICK = Schedule(steps=50, warmup_steps=5, learning_rate=8e-3, accelerator="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +237,7 @@ def test_scores_are_of_what_was_written_beside_what_is_true():
         findings=("mass", "infarct"),
         subjects=np.arange(18),
         studies=tuple(f"study-{at}" for at in range(18)),
-        draws=400,
+        draws=60,
     )
     assert result.score("mass", metric="clinical_f1").value == pytest.approx(2 * 6 / (2 * 6 + 6))
     assert result.score("infarct", metric="clinical_f1").value == 1
@@ -252,19 +255,30 @@ def test_scores_are_of_what_was_written_beside_what_is_true():
     assert "model 0.111, always normal 0.056, true 0.167" in notes and "rules mined" in notes
 
 
-def test_a_writer_learns_to_say_what_it_sees_and_not_without_the_image(store, recipe, tmp_path):
+@pytest.fixture(scope="module")
+def taught(store, recipe, tmp_path_factory):
+    """What a run gave, its folder, and what it told of its progress."""
     before = {name: value.clone() for name, value in recipe.state_dict().items()}
-    told = []
-    result = score(recipe, store, settings(), out=tmp_path, progress=lambda at, total: told.append((at, total)))
+    out, told = tmp_path_factory.mktemp("out"), []
+    result = score(recipe, store, settings(), out=out, progress=lambda at, total: told.append((at, total)))
+    for name, value in recipe.state_dict().items():
+        assert torch.equal(value, before[name]), "the recipe that was given has changed"
+    return result, out, told
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "reports.jsonl").read_text().splitlines()]
+
+
+def test_a_writer_learns_to_say_what_it_sees_and_not_without_the_image(store, taught):
+    result, out, told = taught
     assert result.score(metric="clinical_f1").value > 0.95
     assert result.score(metric="clinical_f1", arm=IMAGE_REMOVED).value < 0.8
     assert result.score(metric="clinical_f1", arm=NORMAL).value == 0
     assert {row.arm for row in result.scores} == {MODEL, SCRATCH, IMAGE_REMOVED, NEAREST, NORMAL}
     assert result.simulated and result.subjects == result.studies == 9 - 2 and result.task == "report_generation"
-    assert told[-1] == (160, 160)
-    for name, value in recipe.state_dict().items():
-        assert torch.equal(value, before[name]), "the recipe that was given has changed"
-    lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert told[-1] == (2 * QUICK.steps, 2 * QUICK.steps)
+    lines = lines_of(out)
     tested = {row.key: row.report for row in store.rows if row.split == "test" and row.report}
     assert {line["study"]: line["true"] for line in lines} == tested
     assert set(lines[0]["written"]) == {MODEL, SCRATCH, IMAGE_REMOVED, NEAREST, NORMAL}
@@ -272,6 +286,84 @@ def test_a_writer_learns_to_say_what_it_sees_and_not_without_the_image(store, re
     assert "left" not in result.to_json(), "report text is written into the folder that was named only"
     notes = " ".join(result.notes)
     assert "encoder frozen, 27 reports" in notes and "chosen on val" in notes
+
+
+def test_a_kept_writer_writes_what_it_wrote_and_nothing_is_trained(store, recipe, taught, monkeypatch, tmp_path):
+    first, out, _ = taught
+    monkeypatch.setattr(report_generation, "fit_writer", None)
+    asked = settings(writer_from=out / "writer", **{"writer.width": 64})
+    again = score(recipe, store, asked, out=tmp_path)
+    assert again.score(metric="clinical_f1") == first.score(metric="clinical_f1")
+    assert {row.arm for row in again.scores} == {MODEL, IMAGE_REMOVED} and not (tmp_path / "writer").exists()
+    # All nine of the split are written for, the two without a report too.
+    written = {line["study"]: line["written"] for line in lines_of(tmp_path)}
+    assert len(written) == 9
+    assert all(written[line["study"]][MODEL] == line["written"][MODEL] for line in lines_of(out))
+    notes = " ".join(again.notes)
+    assert "nothing was trained" in notes and "NOT HELD OUT" not in notes
+    seen = " ".join(score(recipe, store, asked.but(split="all", controls=False)).notes)
+    assert "NOT HELD OUT: the writer learned from reports of 36 of the 45 subjects." in seen
+
+
+def test_studies_without_a_report_are_written_for_and_not_scored(store, recipe, taught, tmp_path):
+    unread = store.but(report=None)
+    result = score(recipe, unread, settings(writer_from=taught[1] / "writer", controls=False), out=tmp_path)
+    assert not result.scores and result.studies == 9 and "what was written is not scored" in " ".join(result.notes)
+    lines = lines_of(tmp_path)
+    assert [line["true"] for line in lines] == [None] * 9
+    assert "mass on the left" in str([line["written"][MODEL] for line in lines])
+
+
+def test_a_writer_is_refused_where_it_does_not_belong(store, recipe, taught, tmp_path):
+    folder = taught[1] / "writer"
+    for other in (from_scratch(recipe, seed=7), brainmvp.tiny().build(SEQUENCES)):
+        with pytest.raises(ValueError, match="encoder of another checkpoint"):
+            score(other, store, settings(writer_from=folder))
+    otherwise = store.but(report=None)
+    otherwise.plan = store.plan.but(intensity="percentile")
+    with pytest.raises(ValueError, match="prepared otherwise"):
+        score(recipe, otherwise, settings(writer_from=folder))
+    with pytest.raises(ValueError, match=r"no writer\.json here"):
+        score(recipe, store, settings(writer_from=tmp_path))
+    with pytest.raises(ValueError, match="split 'later' has any of"):
+        score(recipe, store, settings(writer_from=folder, split="later"))
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+    with pytest.raises(ValueError, match="its weights do not fit its card"):
+        load_writer(tmp_path)
+
+
+def test_what_the_recipe_aligns_is_seen_last_without_a_place_and_kept_with_the_writer(store, batch, pieces, tmp_path):
+    vision = PlainConv.Config(widths=(8, 16), blocks=(0, 0), groups=4)
+    torch.manual_seed(0)
+    speaking = medmap.tiny().but(vision=vision).build(SEQUENCES).eval()
+    sight, without = (Sight(speaking, maps=1, cells=2, aligned=aligned).eval() for aligned in (True, False))
+    with torch.no_grad():
+        *levels, last = sight(batch)
+        torch.testing.assert_close(last[:, :, 0], speaking.align_volumes(batch))
+        for ours, theirs in zip(levels, without(batch), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    sizes = SMALL.but(maps=1, aligned=True)
+    writer = ReportWriter(sight, pieces, sizes, shelf=Shelf.of(sight, loader(store))).eval()
+    assert writer.memory(batch)[0].shape[1] == 2 * (1 + 8 + 1) and (writer.places_2 == 0).all()
+    named = {"plan": store.plan, "loader": LOADER, "simulated": True, "learned_from": {"sub-1"}}
+    again = load_writer(save_writer(tmp_path, writer, speaking, **named))
+    assert again.write(batch) == writer.write(batch) and not again.training
+    card = read_writer_card(tmp_path)
+    assert card.count_seen({"sub-1", "sub-2"}) == 1 and "sub-1" not in card.to_json() and "esearch" in card.use
+    # Whether it is seen is a switch, and a recipe without a text side goes without.
+    short = settings(controls=False, checks=1, **{"schedule.steps": 1, "writer.max_tokens": 8, "writer.maps": 1})
+    mute = brainmvp.tiny().but(vision=vision).build(SEQUENCES).eval()
+    for number, (recipe, aligned, seen) in enumerate(((speaking, True, 3), (speaking, False, 2), (mute, True, 2))):
+        score(recipe, store, short.but(**{"writer.aligned": aligned}), out=tmp_path / str(number))
+        kept = read_writer_card(tmp_path / str(number) / "writer")
+        assert len(kept.shapes.widths) == seen and kept.writer.aligned == (seen == 3)
+    with pytest.raises(ValueError, match="no text side, so there are no aligned vectors"):
+        Sight(mute, maps=1, cells=2, aligned=True)
+
+
+def test_an_encoder_that_sequences_share_is_kept_once(recipe):
+    assert len(Sight(recipe, maps=1, cells=2).encoders) == 1
 
 
 def test_fine_tuning_trains_a_copy_and_two_runs_are_equal(store, recipe, monkeypatch):
@@ -313,7 +405,7 @@ def test_what_cannot_be_learned_is_refused_before_training(store, recipe):
 
 def test_a_recipe_whose_maps_cannot_be_seen_is_refused_in_words(recipe, monkeypatch):
     monkeypatch.setattr(type(recipe), "backbone", Recipe.backbone)
-    with pytest.raises(ValueError, match="no vision encoder that a task may copy; report_generation needs its maps"):
+    with pytest.raises(ValueError, match="no vision encoder that a task may copy; this task needs its maps"):
         Sight(recipe, maps=1, cells=2)
     wide = PlainConv.Config(widths=(8,), blocks=(0,), groups=4, in_channels=2).build()
     monkeypatch.setattr(type(recipe), "backbone", lambda self, sequence=None: wide)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -112,6 +113,25 @@ class Recipe(nn.Module, ABC):
             NotImplementedError: the method has no text side.
         """
         raise NotImplementedError(f"{type(self).__name__} has no text side, so nothing can be asked in words")
+
+    def word_maps(self, batch: Batch, phrases: Sequence[str]) -> Float[Tensor, "b c q gi gj gk"]:
+        """Where each phrase looks in each acquired sequence: shares that sum to 1 over the patches of `backbone`.
+
+        Step n of an axis lies over the voxels of patch n. Zeros where a sequence was not acquired.
+
+        Raises:
+            NotImplementedError: the method aligns no words with places.
+        """
+        raise NotImplementedError(f"{type(self).__name__} aligns no words with places, so a phrase points nowhere")
+
+    def fuse(self, batch: Batch, texts: Sequence[str]) -> Float[Tensor, "b f"]:
+        """One vector a study: what its text becomes after it read all the study's acquired sequences.
+
+        Raises:
+            ValueError: there is not one text a study, or a study has no acquired sequence.
+            NotImplementedError: in this method no text reads a volume.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fusion in which a text reads a volume")
 
 
 class OneEncoder(Recipe):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tomoglot.batches.batch import Batch
@@ -58,14 +59,19 @@ def zero_shot_answers(
 def _zero_shot(recipe: Recipe, prompts: Mapping[str, Prompts], against: Against) -> Asked:
     vectors = embed_prompts(recipe, prompts)
     vectors = against_others(vectors) if against == "others" else vectors
-    directions = torch.from_numpy(np.stack([vector.direction for vector in vectors.values()]))
+    return likeness(recipe, np.stack([vector.direction for vector in vectors.values()]), tuple(vectors))
+
+
+def likeness(recipe: Recipe, directions: NDArray[np.floating], names: tuple[str, ...]) -> Asked:
+    """The mean over acquired sequences of the product of the aligned vector with each direction (f, d)."""
+    towards = torch.from_numpy(directions)
 
     def answer(batch: Batch) -> Float[Tensor, "b f"]:
         aligned = recipe.align_volumes(batch)
         counts = batch.acquired.sum(dim=1)[:, None]
-        return (aligned * batch.acquired[..., None]).sum(dim=1) @ directions.to(aligned).T / counts
+        return (aligned * batch.acquired[..., None]).sum(dim=1) @ towards.to(aligned).T / counts
 
-    return Asked(net=recipe, answer=answer, findings=tuple(vectors))
+    return Asked(net=recipe, answer=answer, findings=names)
 
 
 def detector_answers(folder: Path, *, seed: int) -> Answers:

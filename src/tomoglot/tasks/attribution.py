@@ -161,6 +161,21 @@ def _spread(map_: NDArray[np.float32], shape: Sequence[int], encoder: VisionEnco
     return _spread_all(map_, shape, stride=encoder.strides[stage], centre=encoder.centre(stage))
 
 
+def spread_patches(maps: NDArray[np.float32], shape: Sequence[int], edges: Sequence[int]) -> NDArray[np.float32]:
+    """Steps of a map (..., gi, gj, gk) to voxels, as `explain` does it: step n lies in the middle of patch n.
+
+    `edges` are the voxels of a patch along each axis; the last patch may reach beyond the volume.
+
+    Raises:
+        ValueError: so many patches are not what tiles a volume of this shape.
+    """
+    if tuple(maps.shape[-3:]) != tuple(-(-size // edge) for size, edge in zip(shape, edges, strict=True)):
+        raise ValueError(f"a map of {maps.shape[-3:]} patches of {tuple(edges)} voxels does not tile {tuple(shape)}")
+    for axis, size, edge in zip((-3, -2, -1), shape, edges, strict=True):
+        maps = _along(maps, axis, size, step=float(edge), first=(edge - 1) / 2)
+    return np.ascontiguousarray(maps, dtype=np.float32)
+
+
 def _spread_all(maps: NDArray[np.float32], shape: Sequence[int], *, stride: int, centre: float) -> NDArray[np.float32]:
     """Steps of a map (..., i, j, k) to voxels, by linear interpolation; beyond the first and the last, as there."""
     for axis, size in zip((-3, -2, -1), shape, strict=True):
@@ -168,13 +183,19 @@ def _spread_all(maps: NDArray[np.float32], shape: Sequence[int], *, stride: int,
         step, first = float(stride), centre
         if steps not in (size // stride, -(-size // stride)):  # an image's axis, or a patch with unequal edges
             step, first = size / steps, (size / steps - 1) / 2
-        at = np.clip((np.arange(size) - first) / step, 0, steps - 1)
-        low = np.minimum(at.astype(int), max(steps - 2, 0))
-        share = (at - low).astype(np.float32)
-        high = np.minimum(low + 1, steps - 1)
-        moved = np.moveaxis(maps, axis, -1)
-        maps = np.moveaxis(moved[..., low] * (1 - share) + moved[..., high] * share, -1, axis)
+        maps = _along(maps, axis, size, step=step, first=first)
     return np.ascontiguousarray(maps, dtype=np.float32)
+
+
+def _along(maps: NDArray[np.float32], axis: int, size: int, *, step: float, first: float) -> NDArray[np.float32]:
+    """One axis to `size` voxels, of steps that are centred on `first` and a `step` apart."""
+    steps = maps.shape[axis]
+    at = np.clip((np.arange(size) - first) / step, 0, steps - 1)
+    low = np.minimum(at.astype(int), max(steps - 2, 0))
+    share = (at - low).astype(np.float32)
+    high = np.minimum(low + 1, steps - 1)
+    moved = np.moveaxis(maps, axis, -1)
+    return np.moveaxis(moved[..., low] * (1 - share) + moved[..., high] * share, -1, axis)
 
 
 def _repeated(study: Batch, volumes: Tensor) -> Batch:

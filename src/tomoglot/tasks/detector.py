@@ -27,33 +27,29 @@ findings' prompts (`tasks/prompts.py`), the same for every study, through a lear
 from __future__ import annotations
 
 import math
-import secrets
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, SerializeAsAny, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import LoaderConfig
-from tomoglot.checkpoint import RESEARCH_USE, subject_digests
 from tomoglot.config import Settings
 from tomoglot.encoders.fusion import CognitionTransformer, SemanticAggregation, SequenceTokens, Streams
 from tomoglot.objectives.classes import class_focal, known_cross_entropy, known_focal
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.store.plan import Plan
-from tomoglot.studies.atomic import write_bytes
 from tomoglot.tasks.embeddings import pool_acquired
+from tomoglot.tasks.kept import KeptCard, account_of, load_weights_kept, read_kept, settings_of, write_kept
 from tomoglot.tasks.prompt_table import PromptTable, text_encoder
 from tomoglot.types import Acquired, Scalar
 
 SHARED = "shared"
-CARD, WEIGHTS = "detector.json", "weights.safetensors"
+CARD = "detector.json"
 
 
 class DetectorSettings(Settings):
@@ -309,26 +305,16 @@ class Detector(nn.Module):
         return (terms * (counts > 0)).sum() / (counts > 0).sum().clamp(min=1)
 
 
-class DetectorCard(Settings):
+class DetectorCard(KeptCard):
     """What a saved detector is, what it reads, and which subjects it learned from (salted digests)."""
 
-    format: Literal[1] = 1
     recipe: SerializeAsAny[Recipe.Config]
     settings: DetectorSettings
     sequences: tuple[str, ...]
     findings: tuple[str, ...]
     embedding: int
     prompts: tuple[int, ...] | None
-    plan: Plan
     loader: LoaderConfig
-    simulated: bool
-    salt: str
-    subjects: tuple[str, ...]
-    use: str = RESEARCH_USE
-
-    def count_seen(self, subjects: set[str]) -> int:
-        """How many of these subjects (pseudonyms) had labels that the detector learned from."""
-        return len(set(subject_digests(subjects, self.salt)) & set(self.subjects))
 
 
 def save_detector(
@@ -339,12 +325,8 @@ def save_detector(
     Raises:
         ValueError: the recipe does not keep the settings that built it.
     """
-    config = getattr(net.recipe, "config", None)
-    if not isinstance(config, Recipe.Config):
-        raise ValueError(f"{type(net.recipe).__name__} keeps no `config`, so a detector around it cannot be saved")
-    salt = secrets.token_hex(8)
     card = DetectorCard(
-        recipe=config,
+        recipe=settings_of(net.recipe, "detector"),
         settings=DetectorSettings(**{name: getattr(net.settings, name) for name in DetectorSettings.model_fields}),
         sequences=net.recipe.sequences,
         findings=net.findings,
@@ -353,13 +335,9 @@ def save_detector(
         plan=plan,
         loader=loader,
         simulated=simulated,
-        salt=salt,
-        subjects=subject_digests(learned_from, salt),
+        **account_of(learned_from),
     )
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(state))
-    write_bytes(folder / CARD, card.to_json().encode())
-    return folder
+    return write_kept(folder, CARD, card, net)
 
 
 def read_card(folder: Path) -> DetectorCard:
@@ -368,11 +346,7 @@ def read_card(folder: Path) -> DetectorCard:
     Raises:
         ValueError: there is none.
     """
-    if not (folder / CARD).is_file():
-        raise ValueError(
-            f"{folder.name}: no {CARD} here; give the folder `detector` that transfer abnormality --out wrote"
-        )
-    return DetectorCard.load(folder / CARD)
+    return read_kept(folder, CARD, DetectorCard, hint="the folder `detector` that transfer abnormality --out wrote")
 
 
 def load_detector(folder: Path) -> Detector:
@@ -389,11 +363,5 @@ def load_detector(folder: Path) -> Detector:
     net = Detector(
         card.recipe.build(card.sequences), card.settings, card.findings, embedding=card.embedding, table=table
     )
-    try:
-        state = load((folder / WEIGHTS).read_bytes())
-        net.load_state_dict(state, strict=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"detector {folder.name}: its weights do not fit its card ({type(error).__name__})") from error
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        raise ValueError(f"detector {folder.name}: its weights hold values that are not finite")
+    load_weights_kept(folder, net, what="detector", fit="its card")
     return net.eval()

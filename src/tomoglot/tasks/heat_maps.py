@@ -112,14 +112,19 @@ class HeatTable:
 
     @classmethod
     def of(
-        cls, rows: list[dict[str, Mapping[str, float]]], *, findings: tuple[str, ...], subjects: list[int]
+        cls,
+        rows: list[dict[str, Mapping[str, float]]],
+        *,
+        findings: tuple[str, ...],
+        subjects: list[int],
+        metrics: tuple[str, ...] = METRICS,
     ) -> HeatTable:
         """Tables from one record a study: finding -> metric -> value; a finding without a map is left out of it."""
         values = {
             metric: np.array(
                 [[row.get(finding, {}).get(metric, np.nan) for finding in findings] for row in rows], dtype=np.float64
             ).reshape(len(rows), len(findings))
-            for metric in METRICS
+            for metric in metrics
         }
         return cls(values=values, findings=findings, subjects=np.asarray(subjects, dtype=np.int64))
 
@@ -138,18 +143,20 @@ def score_tables(
     """
     scores = []
     for finding in (None, *(table.findings if each else ())):
-        there = np.isfinite(table.column(METRICS[0], finding))
-        rows = there.any(axis=1)
-        if rows.any():
-            scores += score_statistics(
-                finding or name,
-                {metric: mean_statistic(table.column(metric, finding)[rows]) for metric in METRICS},
-                table.subjects[rows],
-                prevalence=float(there.mean()),
-                arm=arm,
-                draws=draws,
-                seed=seed,
-            )
+        for metric in table.values:
+            column = table.column(metric, finding)
+            there = np.isfinite(column)
+            rows = there.any(axis=1)
+            if rows.any():
+                scores += score_statistics(
+                    finding or name,
+                    {metric: mean_statistic(column[rows])},
+                    table.subjects[rows],
+                    prevalence=float(there.mean()),
+                    arm=arm,
+                    draws=draws,
+                    seed=seed,
+                )
     return scores
 
 
@@ -162,7 +169,7 @@ def compare_tables(
     """
     tests = []
     for against, other in others.items():
-        for metric in METRICS:
+        for metric in ours.values:
             mine, theirs = ours.column(metric), other.column(metric)
             both = np.isfinite(mine) & np.isfinite(theirs)
             rows = both.any(axis=1)

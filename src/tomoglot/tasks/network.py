@@ -6,47 +6,30 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
-from typing import Literal
 
-import torch
 from pydantic import SerializeAsAny
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from tomoglot.checkpoint import RESEARCH_USE, subject_digests
-from tomoglot.config import Settings
 from tomoglot.encoders.vision import VisionEncoder
 from tomoglot.store.plan import Plan
-from tomoglot.studies.atomic import write_bytes
+from tomoglot.tasks.kept import KeptCard, account_of, load_weights_kept, read_kept, write_kept
 from tomoglot.tasks.segmenter import Segmenter
 
-CARD, WEIGHTS = "network.json", "weights.safetensors"
+CARD = "network.json"
 
 
-class NetworkCard(Settings):
+class NetworkCard(KeptCard):
     """What a trained segmentation network reads and gives, and which subjects its masks came from.
 
-    `thresholds` are those of the regions, in order. `subjects` are salted digests, as on a checkpoint's card.
+    `thresholds` are those of the regions, in order.
     """
 
-    format: Literal[1] = 1
     encoder: SerializeAsAny[VisionEncoder.Config]
     sequences: tuple[str, ...]
     regions: dict[str, tuple[int, ...]]
     deep_supervision: int
     absent: str
     thresholds: tuple[float, ...]
-    plan: Plan
-    simulated: bool
-    salt: str
-    subjects: tuple[str, ...]
-    use: str = RESEARCH_USE
-
-    def count_seen(self, subjects: set[str]) -> int:
-        """How many of these subjects (pseudonyms) had masks that the network, or one it goes on from, learned from."""
-        return len(set(subject_digests(subjects, self.salt)) & set(self.subjects))
 
 
 def save_network(
@@ -64,8 +47,6 @@ def save_network(
     """Write weights and card, each whole or not at all; the subjects of the network `before` stay on the card."""
     encoder = getattr(net.encoder, "config", None)
     assert isinstance(encoder, VisionEncoder.Config), "the encoder was built from its settings"
-    salt = before.salt if before is not None else secrets.token_hex(8)
-    earlier = set() if before is None else set(before.subjects)
     card = NetworkCard(
         encoder=encoder,
         sequences=sequences,
@@ -75,13 +56,9 @@ def save_network(
         thresholds=thresholds,
         plan=plan,
         simulated=simulated and (before is None or before.simulated),
-        salt=salt,
-        subjects=tuple(sorted(earlier | set(subject_digests(learned_from, salt)))),
+        **account_of(learned_from, before),
     )
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(state))
-    write_bytes(folder / CARD, card.to_json().encode())
-    return folder
+    return write_kept(folder, CARD, card, net)
 
 
 def read_card(folder: Path) -> NetworkCard:
@@ -90,9 +67,7 @@ def read_card(folder: Path) -> NetworkCard:
     Raises:
         ValueError: there is none.
     """
-    if not (folder / CARD).is_file():
-        raise ValueError(f"{folder.name}: no {CARD} here; give the folder `network` that transfer --out wrote")
-    return NetworkCard.load(folder / CARD)
+    return read_kept(folder, CARD, NetworkCard, hint="the folder `network` that transfer --out wrote")
 
 
 def load_network(folder: Path, net: Segmenter, *, sequences: tuple[str, ...], plan: Plan) -> NetworkCard:
@@ -111,13 +86,5 @@ def load_network(folder: Path, net: Segmenter, *, sequences: tuple[str, ...], pl
     ):
         if theirs != ours:
             raise ValueError(f"network {folder.name}: its {what} are {theirs}, here they are {ours}; they must agree")
-    try:
-        state = load((folder / WEIGHTS).read_bytes())
-        net.load_state_dict(state, strict=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"network {folder.name}: its weights do not fit this encoder ({type(error).__name__})"
-        ) from error
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        raise ValueError(f"network {folder.name}: its weights hold values that are not finite")
+    load_weights_kept(folder, net, what="network", fit="this encoder")
     return card

@@ -19,7 +19,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from tomoglot.batches.batch import Batch
@@ -33,22 +32,30 @@ from tomoglot.store.catalogue import StudyRow
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.findings import LISTS, label_report
 from tomoglot.studies.report import report_body, sentences
-from tomoglot.tasks.embeddings import Progress, embed_split, from_scratch, is_simulated, opened, seen_note
-from tomoglot.tasks.intervals import DRAWS, Statistic, paired_test
+from tomoglot.tasks.embeddings import (
+    Progress,
+    embed_split,
+    from_scratch,
+    has_text_side,
+    is_simulated,
+    opened,
+    refuse_other_plan,
+    seen_note,
+)
+from tomoglot.tasks.generation_scores import generation_result
+from tomoglot.tasks.intervals import DRAWS
+from tomoglot.tasks.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
-from tomoglot.tasks.regions import mean_statistic
 from tomoglot.tasks.report_sight import Shelf, Sight
 from tomoglot.tasks.report_writer import Pieces, ReportWriter, WriterConfig, fit_writer, write_split
-from tomoglot.tasks.scoring import holm_comparisons, score_statistics
 from tomoglot.tasks.searches import volume_vectors
-from tomoglot.tasks.task import IMAGE_REMOVED, MACRO, MODEL, SCRATCH, Prediction, Score, TaskResult
-from tomoglot.tasks.text_scores import MINED_NOTE, clinical_f1, corpus_bleu, distinct_share, score_texts
+from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult, side_of
+from tomoglot.tasks.text_scores import score_texts
 
 VERB: Literal["transfer"] = "transfer"
 CHOOSING = "val"
 NEAREST, NORMAL = "nearest report", "always normal"
-CLINICAL, MICRO, WHOLE = "clinical_f1", "micro", "whole report"
-WRITTEN = "reports.jsonl"
+WRITTEN, KEPT = "reports.jsonl", "writer"
 # Of studies from which the levels of an encoder that is trained as well are standardised.
 CALIBRATED = 64
 
@@ -64,6 +71,7 @@ class Config(Settings):
         seed: of new weights, the order, the subjects that keep their reports, and the bootstrap.
         findings: what the labeller looks for; None takes those of the store that it knows, but for `normal`.
         writer: sizes of the decoder and of what it sees.
+        writer_from: a folder `writer` that an earlier run kept: it writes for the split, and nothing is trained.
         batch_size: studies a step.
         checks: how often, in training, the val split is asked which weights to keep.
         beams: of the search; 1 takes the likeliest piece each time.
@@ -79,6 +87,7 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     findings: tuple[str, ...] | None = Field(None, min_length=1)
     writer: WriterConfig = WriterConfig()
+    writer_from: Path | None = None
     batch_size: int = Field(16, ge=1)
     checks: int = Field(10, ge=1)
     beams: int = Field(3, ge=1)
@@ -115,16 +124,48 @@ def score(
 ) -> TaskResult:
     """Train a writer on the train split, choose on val, write for the settings' split, with controls.
 
-    The written reports and the true ones go to `out/reports.jsonl`, where a folder is given: they are report text.
+    Where a folder `out` is given, the written reports and the true ones go to `out/reports.jsonl` (they are report
+    text), and the writer to `out/writer` (see `tasks/kept_writer.py`). With `writer_from` nothing is trained.
 
     Raises:
-        ValueError: a split that is learned from or has no study with a report, or an encoder whose maps cannot be seen.
+        ValueError: a split that is learned from or has no study with a report, an encoder whose maps cannot be seen, or
+            a kept writer that does not go with the checkpoint or the store.
     """
-    if config.split in ("train", CHOOSING, "all"):
-        raise ValueError(f"split {config.split!r} is what the task learns from; score another, such as test")
     recipe, settings = opened(model, store, config.loader)
-    job = _plan(recipe, store, config, settings, progress)
+    if config.writer_from is not None:
+        written, rows, notes = _with_kept(recipe, store, config, config.writer_from)
+    else:
+        if config.split in ("train", CHOOSING, "all"):
+            raise ValueError(f"split {config.split!r} is what the task learns from; score another, such as test")
+        job = _plan(recipe, store, config, settings, progress)
+        rows = tuple(row for row in job.store.rows if row.split == config.split)
+        written, notes = _train_and_write(recipe, job, out=out)
+    result = _score_told(written, rows, store, config)
+    if out is not None:
+        write_bytes(out / WRITTEN, _lines(rows, written).encode())
+    split = side_of(config.split)
+    return result.under(config).but(
+        split=config.split,
+        model=type(recipe).__name__,
+        simulated=is_simulated(store, split),
+        notes=(*seen_note(model, store, split), *notes, *result.notes),
+    )
+
+
+def _train_and_write(recipe: Recipe, job: _Job, *, out: Path | None) -> tuple[dict[str, list[str]], list[str]]:
+    """What each arm's writer wrote for the split, and how they were trained; the model's is kept in `out/writer`."""
+    config, store = job.config, job.store
     writer, said = _fit(recipe, job, arm=0)
+    if out is not None:
+        save_writer(
+            out / KEPT,
+            writer,
+            recipe,
+            plan=store.plan,
+            loader=job.loader,
+            simulated=is_simulated(store, "train"),
+            learned_from={row.subject for row in store.rows if row.split in ("train", CHOOSING)},
+        )
     written = {MODEL: write_split(writer, job.batches(config.split), beams=config.beams)}
     notes = [f"{MODEL}: {said}"]
     if config.controls:
@@ -133,28 +174,59 @@ def score(
         written[SCRATCH] = write_split(blank, job.batches(config.split), beams=config.beams)
         notes.append(f"{SCRATCH}: {said}")
         written[NEAREST] = _nearest(recipe, job)
-        taught = [row.report or "" for row in job.store.rows if row.split == "train"]
+        taught = [row.report or "" for row in store.rows if row.split == "train"]
         usual, normal = usual_normal(taught, _findings(store, config))
         written[NORMAL] = [usual] * len(written[MODEL])
         notes.append(f"{NORMAL}: the most usual of {normal} training reports that name no finding.")
-    told = [row for row in job.store.rows if row.split == config.split]
-    # Rows in the loader's order, which is the store's.
-    result = generation_result(
-        written,
-        [row.report or "" for row in told],
+    return written, notes
+
+
+def _with_kept(
+    recipe: Recipe, store: StudySource, config: Config, folder: Path
+) -> tuple[dict[str, list[str]], tuple[StudyRow, ...], list[str]]:
+    """What a kept writer writes for every study of the split, with a report of its own or without."""
+    card, writer = read_writer_card(folder), load_writer(folder)
+    refuse_other_plan(card.plan, store.plan)
+    refuse_other_encoder(writer, recipe)
+    split = side_of(config.split)
+    rows = tuple(row for row in store.rows if split in (None, row.split) and set(row.sequences) & set(card.sequences))
+    if not rows:
+        raise ValueError(f"no study of split {config.split!r} has any of the sequences {', '.join(card.sequences)}")
+    loader = (config.loader or card.loader).but(sequences=card.sequences, batch_size=config.batch_size)
+    batches = partial(Loader, PartOfStore(store, rows), loader, split=None, train=False)
+    writer.to(config.schedule.fabric().device)
+    written = {MODEL: write_split(writer, batches(), beams=config.beams)}
+    notes = ["Written by a kept writer; nothing was trained, so the controls that are trained were not scored."]
+    if config.controls:
+        written[IMAGE_REMOVED] = write_split(writer, batches(), beams=config.beams, blind=True)
+    subjects = {row.subject for row in rows}
+    seen = card.count_seen(subjects)
+    if seen:
+        notes.append(f"NOT HELD OUT: the writer learned from reports of {seen} of the {len(subjects)} subjects.")
+    return written, rows, notes
+
+
+def _score_told(
+    written: Mapping[str, Sequence[str]], rows: Sequence[StudyRow], store: StudySource, config: Config
+) -> TaskResult:
+    """Scores over the studies that have a report; rows stand in the order in which was written."""
+    told = [at for at, row in enumerate(rows) if row.report]
+    if not told:
+        return TaskResult(
+            task="report_generation",
+            split="",
+            subjects=len({row.subject for row in rows}),
+            studies=len(rows),
+            notes=("No study has a report of its own: what was written is not scored.",),
+        )
+    return generation_result(
+        {arm: [texts[at] for at in told] for arm, texts in written.items()},
+        [rows[at].report or "" for at in told],
         findings=_findings(store, config),
-        subjects=np.unique([row.subject for row in told], return_inverse=True)[1],
-        studies=tuple(row.key for row in told),
+        subjects=np.unique([rows[at].subject for at in told], return_inverse=True)[1],
+        studies=tuple(rows[at].key for at in told),
         draws=config.draws,
         seed=config.seed,
-    )
-    if out is not None:
-        write_bytes(out / WRITTEN, _lines(told, written).encode())
-    return result.under(config).but(
-        split=config.split,
-        model=type(recipe).__name__,
-        simulated=is_simulated(store, config.split),
-        notes=(*seen_note(model, store, config.split), *notes, *result.notes),
     )
 
 
@@ -176,52 +248,6 @@ def usual_normal(reports: Sequence[str], findings: Sequence[str]) -> tuple[str, 
 
     chosen = max(times, key=usual)
     return next(report for report in silent or reports if report_body(report) == chosen), len(silent)
-
-
-def generation_result(
-    written: Mapping[str, Sequence[str]],
-    true: Sequence[str],
-    *,
-    findings: Sequence[str],
-    subjects: NDArray[np.int64],
-    studies: Sequence[str],
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> TaskResult:
-    """Score the reports that each arm wrote (the arm `model` against every other) beside the true ones."""
-    references = [_one_line(report) for report in true]
-    bodies = {arm: [_one_line(report) for report in reports] for arm, reports in written.items()}
-    tables = {arm: score_texts(texts, references) for arm, texts in bodies.items()}
-    shares = np.array([list(_called(text, findings).values()) for text in references]).mean(axis=0)
-    scores: list[Score] = []
-    tests = []
-    people = len(np.unique(subjects))
-    ours = _statistics(bodies[MODEL], references, tables[MODEL], findings)
-    for arm, texts in bodies.items():
-        asked = _statistics(texts, references, tables[arm], findings)
-        add = partial(score_statistics, subjects=subjects, arm=arm, draws=draws, seed=seed)
-        for (name, metric), statistic in asked.items():
-            scores += add(name, {metric: statistic}, prevalence=float(shares.mean()))
-            if arm != MODEL and name != MICRO:
-                test = paired_test(ours[name, metric], statistic, subjects, draws=draws, seed=seed)
-                tests.append((name, metric, arm, people, test))
-        for name, share in zip(findings, shares.tolist(), strict=True):
-            alone = {CLINICAL: clinical_f1(texts, references, [name])}
-            scores += add(name, alone, prevalence=share) if arm == MODEL and share > 0 else []
-    distinct = {arm: f"{distinct_share(texts):.3f}" for arm, texts in {**bodies, "true": references}.items()}
-    return TaskResult(
-        task="report_generation",
-        split="",
-        subjects=people,
-        studies=len(true),
-        scores=tuple(scores),
-        comparisons=holm_comparisons(tests),
-        notes=(
-            f"{MINED_NOTE} Findings: {', '.join(findings)}.",
-            f"Share of reports that differ: {', '.join(f'{arm} {share}' for arm, share in distinct.items())}.",
-        ),
-        predictions=_predictions(bodies[MODEL], references, tables[MODEL], findings, studies),
-    )
 
 
 def _plan(
@@ -270,13 +296,14 @@ def _fit(recipe: Recipe, job: _Job, *, arm: int) -> tuple[ReportWriter, str]:
     """One arm's writer, trained, and in words how."""
     config, frozen = job.config, job.config.mode == "frozen"
     device = config.schedule.fabric().device
-    sight = Sight(recipe, maps=config.writer.maps, cells=config.writer.cells).to(device).eval()
+    sizes = config.writer.but(aligned=config.writer.aligned and has_text_side(recipe))
+    sight = Sight(recipe, maps=sizes.maps, cells=sizes.cells, aligned=sizes.aligned).to(device).eval()
     taught = job.batches("train")
     some = taught if frozen else islice(taught, max(1, CALIBRATED // config.batch_size))
     shelf = Shelf.of(sight, some, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        writer = ReportWriter(sight, job.pieces, config.writer, shelf=shelf, frozen=frozen)
+        writer = ReportWriter(sight, job.pieces, sizes, shelf=shelf, frozen=frozen)
     batches: Iterable[Batch] = job.batches("train", training=True)
     held_out: Callable[[], Iterable[Batch]] | None = partial(job.batches, CHOOSING) if job.can_choose else None
     if frozen:
@@ -316,45 +343,6 @@ def _nearest(recipe: Recipe, job: _Job) -> list[str]:
     known = volume_vectors(train_side)
     likeness = volume_vectors(asked, reference=train_side) @ known.T
     return [reports[train_side.studies[at]] for at in likeness.argmax(axis=1)]
-
-
-def _statistics(
-    texts: Sequence[str], references: Sequence[str], table: Mapping[str, NDArray[np.float64]], findings: Sequence[str]
-) -> dict[tuple[str, str], Statistic]:
-    """What is scored of an arm, by name and metric: F1 of findings, BLEU over all reports, means of the others."""
-    return {
-        (MACRO, CLINICAL): clinical_f1(texts, references, findings),
-        (MICRO, CLINICAL): clinical_f1(texts, references, findings, average="micro"),
-        (WHOLE, "corpus_bleu4"): corpus_bleu(texts, references),
-        **{(WHOLE, name): mean_statistic(table[name][:, None]) for name in ("rouge_l", "meteor")},
-    }
-
-
-def _predictions(
-    texts: Sequence[str],
-    references: Sequence[str],
-    table: Mapping[str, NDArray[np.float64]],
-    findings: Sequence[str],
-    studies: Sequence[str],
-) -> tuple[Prediction, ...]:
-    """What was written and what is true of each finding, and the measures of words; no text."""
-    return tuple(
-        Prediction(
-            study=study,
-            probabilities=_called(texts[at], findings),
-            labels=_called(references[at], findings),
-            measures={f"{WHOLE}/{name}": float(values[at]) for name, values in table.items()},
-        )
-        for at, study in enumerate(studies)
-    )
-
-
-def _called(text: str, findings: Sequence[str]) -> dict[str, float]:
-    return {name: float(its == "present") for name, its in label_report(text, findings).items()}
-
-
-def _one_line(report: str) -> str:
-    return " ".join(report_body(report).split())
 
 
 def _lines(rows: Sequence[StudyRow], written: Mapping[str, Sequence[str]]) -> str:

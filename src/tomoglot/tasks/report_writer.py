@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,14 +22,12 @@ from tomoglot.batches.batch import Batch
 from tomoglot.config import Settings
 from tomoglot.schedule import Schedule
 from tomoglot.studies.report import read_report
-from tomoglot.tasks.report_sight import Cells, Levels, Shelf, Sight
+from tomoglot.tasks.report_sight import CellReader, HeldOut, Shapes, Shelf, Sight
 from tomoglot.training import TrainState, train
-from tomoglot.types import Acquired, Scalar
+from tomoglot.types import Scalar
 
 PAD, BEGIN, END, UNKNOWN, BREAK = range(5)
 IGNORED = -100
-# Sines and cosines of a cell's place along each axis, at these many half turns over the crop, and the place itself.
-TURNS = (1, 2, 4, 8)
 
 
 class WriterConfig(Settings):
@@ -42,6 +40,8 @@ class WriterConfig(Settings):
         dropout: while training.
         maps: how many maps of the pyramid are seen, from the coarsest.
         cells: at most so many cells an edge of each map.
+        aligned: also see what the recipe says of the whole volume in the space shared with text, where it has one [I].
+            What it is worth was not measured, so it is off.
         max_tokens: a report is cut there, and ends there at the latest.
         label_smoothing: share of the target that all pieces have alike.
     """
@@ -52,6 +52,7 @@ class WriterConfig(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     maps: int = Field(2, ge=1)
     cells: int = Field(4, ge=1)
+    aligned: bool = False
     max_tokens: int = Field(200, ge=4)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
@@ -64,9 +65,18 @@ class Pieces:
 
     def __init__(self, reports: Iterable[str], tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        seen = sorted({piece for report in reports for part in _sections(report) for piece in self._cut(part)})
-        self.known = tuple(seen)
-        self._number = {piece: BREAK + 1 + at for at, piece in enumerate(seen)}
+        self._know(sorted({piece for report in reports for part in _sections(report) for piece in self._cut(part)}))
+
+    @classmethod
+    def kept(cls, known: Sequence[tuple[bool, str]], tokenizer: Any) -> Pieces:
+        """Those that another had, in its order."""
+        found = cls((), tokenizer)
+        found._know(known)
+        return found
+
+    def _know(self, pieces: Sequence[tuple[bool, str]]) -> None:
+        self.known = tuple(pieces)
+        self._number = {piece: BREAK + 1 + at for at, piece in enumerate(pieces)}
 
     def __len__(self) -> int:
         return BREAK + 1 + len(self.known)
@@ -100,11 +110,8 @@ class Pieces:
         return [(begin > 0 and text[begin - 1] != " ", text[begin:end]) for begin, end in spans]
 
 
-class ReportWriter(nn.Module):
-    """A decoder over what a `Sight` shows; keeps `Trainable`. `frozen` leaves the encoder as it is.
-
-    Levels are standardised, a sequence at a time, by those of the studies on `shelf`.
-    """
+class ReportWriter(CellReader):
+    """A decoder over what a `Sight` shows; keeps `Trainable`."""
 
     def __init__(
         self,
@@ -112,18 +119,12 @@ class ReportWriter(nn.Module):
         pieces: Pieces,
         config: WriterConfig,
         *,
-        shelf: Shelf,
+        shelf: Shelf | Shapes,
         frozen: bool = True,
     ) -> None:
-        super().__init__()
-        self.config, self.pieces, self.frozen = config, pieces, frozen
-        self.sight = sight.requires_grad_(not frozen)
+        super().__init__(sight, width=config.width, shelf=shelf, frozen=frozen)
+        self.config, self.pieces = config, pieces
         width = config.width
-        self.project = nn.ModuleList(nn.Linear(level.shape[-1], width) for level in shelf.levels)
-        self.place = nn.Linear(3 * (1 + 2 * len(TURNS)), width)
-        self.sequence = nn.Embedding(len(sight.sequences), width)
-        self.level = nn.Embedding(len(shelf.levels), width)
-        self.norm = nn.LayerNorm(width)
         self.decoder = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(pieces),
@@ -140,59 +141,11 @@ class ReportWriter(nn.Module):
                 pad_token_id=PAD,
             )
         )
-        self._levels = len(shelf.levels)
-        for at, level in enumerate(shelf.levels):
-            mean, spread = _moments(level.float(), shelf.studies.acquired)
-            self.register_buffer(f"mean_{at}", mean)
-            self.register_buffer(f"spread_{at}", spread)
-            # The pooled vector has no place.
-            grid = (1, 1, 1) if at == 0 else shelf.grids[at - 1]
-            self.register_buffer(f"places_{at}", _places(grid) * (at > 0))
-        self._shelved: dict[str, tuple[Shelf, int]] = {}
         self._encoded: dict[str, list[int]] = {}
-
-    def remember(self, shelf: Shelf) -> None:
-        """Take these studies from the shelf when their volumes are not given."""
-        self._shelved |= {study: (shelf, row) for row, study in enumerate(shelf.studies.studies)}
-
-    def train(self, mode: bool = True) -> ReportWriter:
-        """Frozen means in evaluation mode as well."""
-        super().train(mode)
-        if self.frozen:
-            self.sight.eval()
-        return self
-
-    def memory(self, batch: Batch) -> tuple[Float[Tensor, "b m e"], Bool[Tensor, "b m"]]:
-        """What the decoder attends to, and which of it was acquired.
-
-        Absent sequences are left out as far as all studies of the batch allow: most of the cost lies in the cells.
-        """
-        order = batch.acquired.int().argsort(dim=1, descending=True, stable=True)
-        order = order[:, : int(batch.acquired.sum(dim=1).max())]
-        acquired = batch.acquired.gather(1, order)
-        studies = torch.arange(len(batch), device=order.device)[:, None]
-        names = torch.tensor([self.sight.sequences.index(name) for name in batch.sequences], device=order.device)[order]
-        seen = []
-        for at, level in enumerate(self._look(batch)):
-            scaled = (level[studies, order] - getattr(self, f"mean_{at}")[names]) / getattr(self, f"spread_{at}")[names]
-            where = self.place(getattr(self, f"places_{at}"))
-            seen.append(self.project[at](scaled) + where + self.sequence(names)[:, :, None] + self.level.weight[at])
-        cells = torch.cat(seen, dim=2)
-        known = acquired[:, :, None].expand(-1, -1, cells.shape[2])
-        return self.norm(cells).flatten(1, 2), known.flatten(1)
 
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:
         """Cross-entropy of each piece after the true ones before it (teacher forcing), a piece at a time."""
         return {"words": self._cross_entropy(batch, smoothing=self.config.label_smoothing)}
-
-    @torch.no_grad()
-    def held_out_loss(self, batches: Iterable[Batch], device: torch.device | str = "cpu") -> float:
-        """Mean cross-entropy a piece, weighed by batch, without smoothing and dropout."""
-        was_training = self.training
-        self.eval()
-        found = [(len(batch), self._cross_entropy(batch.to(device), smoothing=0.0).item()) for batch in batches]
-        self.train(was_training)
-        return sum(size * loss for size, loss in found) / sum(size for size, _ in found)
 
     @torch.no_grad()
     def write(self, batch: Batch, *, beams: int = 1) -> list[str]:
@@ -217,16 +170,6 @@ class ReportWriter(nn.Module):
             ),
         )
         return [self.pieces.decode(row) for row in written[:, 1:].tolist()]
-
-    def _look(self, batch: Batch) -> Levels:
-        if batch.volumes.numel():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                return tuple(self.sight(batch))
-        kept = [self._shelved[study] for study in batch.studies]
-        device = batch.acquired.device
-        return tuple(
-            torch.stack([shelf.levels[at][row] for shelf, row in kept]).float().to(device) for at in range(self._levels)
-        )
 
     def _cross_entropy(self, batch: Batch, *, smoothing: float) -> Scalar:
         memory, acquired = self.memory(batch)
@@ -254,7 +197,7 @@ class ReportWriter(nn.Module):
 
 
 def fit_writer(
-    writer: ReportWriter,
+    writer: HeldOut,
     batches: Iterable[Batch],
     schedule: Schedule,
     *,
@@ -308,23 +251,5 @@ def _sections(report: str) -> list[str]:
     return [" ".join(part.split()) for part in told]
 
 
-def _places(grid: Cells) -> Float[Tensor, "p _d"]:
-    """Where the middle of each cell lies, from -1 to 1 along each axis, with sines and cosines."""
-    axes = [(2 * torch.arange(size) + 1) / size - 1 for size in grid]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    turned = [wave(torch.pi * turns * places) for turns in TURNS for wave in (torch.sin, torch.cos)]
-    return torch.cat([places, *turned], dim=1)
-
-
-def _moments(level: Float[Tensor, "n c p w"], acquired: Acquired) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature over studies and cells, a sequence at a time: (c, 1, w) each."""
-    used = acquired[:, :, None, None].to(level.dtype)
-    count = (used.sum(dim=0, keepdim=True) * level.shape[2]).clamp(min=1)
-    mean = (level * used).sum(dim=(0, 2), keepdim=True) / count
-    variance = ((level - mean).square() * used).sum(dim=(0, 2), keepdim=True) / count
-    # A feature that is everywhere the same tells nothing, and must not be blown up.
-    return mean[0], (variance + 1e-4 * mean.square() + 1e-8).sqrt()[0]
-
-
-def _trained(writer: ReportWriter) -> list[tuple[str, Tensor]]:
+def _trained(writer: HeldOut) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in writer.named_parameters() if value.requires_grad]
