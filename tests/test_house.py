@@ -76,9 +76,9 @@ BUDGETS = {
     "studies/deidentify": 800,
     "studies/dicom": 2_000,
     "studies/dicomweb": 600,
-    "studies/layouts": 600,
-    "studies/phantom": 3_600,
-    "tasks": 6_500,
+    "studies/layouts": 700,
+    "studies/phantom": 3_800,
+    "tasks": 7_400,
 }
 
 
