@@ -447,9 +447,11 @@ def test_it_learns_where_and_fills_words_from_the_image() -> None:
 @pytest.mark.parametrize("name", list(mpma.PRESETS))
 def test_a_preset_keeps_the_values_it_is_marked_with(name: str) -> None:
     preset = getattr(mpma, name)()
-    assert (preset.patch_share, preset.word_share) == (0.75, 0.5)
+    shares, temperatures = (preset.patch_share, preset.word_share), (preset.temperature, preset.local_temperature)
+    of_relatives = name.startswith("paper")
+    assert shares == ((0.75, 0.5) if of_relatives else (0.5, 0.25))
     assert set(preset.weights.values()) == {1.0}
-    assert (preset.temperature, preset.local_temperature) == (0.07, 0.1)
+    assert temperatures == ((0.07, 0.1) if of_relatives else (0.2, 0.2))
 
 
 def test_the_controls_are_tiny_but_for_what_their_names_say() -> None:
