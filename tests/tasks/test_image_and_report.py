@@ -245,7 +245,14 @@ def test_an_mpma_is_read_by_all_of_its_sides(store):
     from tomoglot.recipes import mpma
 
     torch.manual_seed(0)
-    small = {"vision.patch": (3, 3, 3), "vision.width": 24, "vision.heads": 2, "vision.depth": 1, "text.layers": 1}
+    small = {
+        "vision.patch": (3, 3, 3),
+        "vision.stem": (),
+        "vision.width": 24,
+        "vision.heads": 2,
+        "vision.depth": 1,
+        "text.layers": 1,
+    }
     subject = mpma.tiny().but(**small).build(SEQUENCES)
     few = store.but(lambda row: int(row.key[1:]) < 48)
     result = score(subject, few, QUICK.but(hidden_sentences=0.5, findings=("infarct", "mass"), controls=False))
