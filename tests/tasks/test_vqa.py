@@ -289,7 +289,11 @@ def test_the_usual_answer_is_that_to_the_same_words_and_else_to_the_kind():
 
 def test_chance_is_the_mean_over_the_answers_that_training_gave_to_the_kind():
     taught = rows_of(
-        ("Which side?", "left"), ("Which side?", "right"), ("Which side?", "right"), ("Which side?", "both")
+        ("Which side?", "left"),
+        ("Which side?", "right"),
+        ("Which side?", "right"),
+        ("Where?", "both"),
+        ("Where?", "left"),
     )
     found = chance(taught, rows_of(("Which side?", "left"), ("Which side?", "neither")))
     assert found.right.tolist() == pytest.approx([1 / 3, 0.0])
