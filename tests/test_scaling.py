@@ -245,6 +245,7 @@ def test_what_cannot_make_a_law_is_refused_before_anything_is_trained(store: Pat
             run_scaling(settings(**wrong), store, tmp_path / "out")
     for wrong, says in (
         ({"split": "train"}, "is trained on"),
+        ({"split": "all"}, "'all' is trained on"),
         ({"run.schedule.devices": 2}, "one device"),
         ({"widths": (1.0, 1.0)}, "twice"),
         ({"fractions": (0.0, 0.5, 1.0)}, "above 0"),

@@ -77,7 +77,7 @@ class ScalingConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.run.split is None or self.split == self.run.split:
+        if self.run.split is None or self.split in (self.run.split, "all"):
             raise ValueError(f"split {self.split!r} is trained on; measure on one that is held out, such as 'test'")
         if self.run.schedule.devices != 1:
             raise ValueError(f"schedule.devices is {self.run.schedule.devices}: cells are trained on one device each")

@@ -20,7 +20,7 @@ from tomoglot.tasks.generation_scores import generation_result
 from tomoglot.tasks.kept_writer import load_writer, read_writer_card, save_writer
 from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
 from tomoglot.tasks.report_sight import Shelf, Sight, take_rows
-from tomoglot.tasks.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_writer
+from tomoglot.tasks.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_reader
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 
 pytest.importorskip("sacrebleu", reason="scores of texts come with the extra `text`")
@@ -199,13 +199,13 @@ def test_training_moves_the_decoder_alone_and_keeps_the_weights_that_were_best_o
 
     monkeypatch.setattr(ReportWriter, "held_out_loss", held_out_loss)
     batches = loader(store, train=True)
-    done = fit_writer(writer, batches, QUICK.but(steps=9), held_out=lambda: [], checks=3)
+    done = fit_reader(writer, batches, QUICK.but(steps=9), held_out=lambda: [], checks=3)
     assert done == (6, 1.0) and len(kept) == 3
     assert torch.equal(writer.place.weight, kept[1]) and not torch.equal(kept[1], kept[2])
     for name, value in writer.sight.state_dict().items():
         assert torch.equal(value, before[name])
     assert not any(module.training for module in writer.train().sight.modules())
-    assert fit_writer(writer, batches, QUICK.but(steps=2)) == (2, None)
+    assert fit_reader(writer, batches, QUICK.but(steps=2)) == (2, None)
 
 
 def test_the_held_out_loss_is_a_mean_over_studies_and_is_not_smoothed(store, writer):
@@ -290,7 +290,7 @@ def test_a_writer_learns_to_say_what_it_sees_and_not_without_the_image(store, ta
 
 def test_a_kept_writer_writes_what_it_wrote_and_nothing_is_trained(store, recipe, taught, monkeypatch, tmp_path):
     first, out, _ = taught
-    monkeypatch.setattr(report_generation, "fit_writer", None)
+    monkeypatch.setattr(report_generation, "fit_reader", None)
     asked = settings(writer_from=out / "writer", **{"writer.width": 64})
     again = score(recipe, store, asked, out=tmp_path)
     assert again.score(metric="clinical_f1") == first.score(metric="clinical_f1")
@@ -367,7 +367,7 @@ def test_an_encoder_that_sequences_share_is_kept_once(recipe):
 
 
 def test_fine_tuning_trains_a_copy_and_two_runs_are_equal(store, recipe, monkeypatch):
-    trained, fit = [], report_writer.fit_writer
+    trained, fit = [], report_writer.fit_reader
 
     def spy(writer, *given, **named):
         first = {name: value.clone() for name, value in writer.sight.state_dict().items()}
@@ -375,7 +375,7 @@ def test_fine_tuning_trains_a_copy_and_two_runs_are_equal(store, recipe, monkeyp
         trained.append(any(not torch.equal(first[name], value) for name, value in writer.sight.state_dict().items()))
         return done
 
-    monkeypatch.setattr(report_generation, "fit_writer", spy)
+    monkeypatch.setattr(report_generation, "fit_reader", spy)
     before = {name: value.clone() for name, value in recipe.state_dict().items()}
     short = settings(mode="finetune", controls=False, checks=1, **{"schedule.steps": 4, "writer.max_tokens": 12})
     one, two = (score(recipe, store, short) for _ in range(2))

@@ -218,13 +218,13 @@ def test_the_study_is_read_and_who_does_not_see_it_answers_worse(store, recipe, 
 
 def test_fine_tuning_trains_a_copy_of_the_encoder(store, recipe, table, monkeypatch):
     before = {name: value.clone() for name, value in recipe.state_dict().items()}
-    nets, fit = [], vqa.fit_writer
+    nets, fit = [], vqa.fit_reader
 
     def spy(net, *args, **kwargs):
         nets.append((net, [value.clone() for value in net.sight.parameters()]))
         return fit(net, *args, **kwargs)
 
-    monkeypatch.setattr(vqa, "fit_writer", spy)
+    monkeypatch.setattr(vqa, "fit_reader", spy)
     result = score(recipe, store, settings(table, mode="finetune", controls=False, **{"schedule.steps": 6}))
     net, began = nets[0]
     assert any(not torch.equal(now, then) for now, then in zip(net.sight.parameters(), began, strict=True))

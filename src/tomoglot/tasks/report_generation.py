@@ -47,7 +47,7 @@ from tomoglot.tasks.intervals import DRAWS
 from tomoglot.tasks.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.report_sight import Shelf, Sight
-from tomoglot.tasks.report_writer import Pieces, ReportWriter, WriterConfig, fit_writer, write_split
+from tomoglot.tasks.report_writer import Pieces, ReportWriter, WriterConfig, fit_reader, write_split
 from tomoglot.tasks.searches import volume_vectors
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult, side_of
 from tomoglot.tasks.text_scores import score_texts
@@ -315,7 +315,7 @@ def _fit(recipe: Recipe, job: _Job, *, arm: int) -> tuple[ReportWriter, str]:
         held_out = partial(chosen.once, config.batch_size)
     report = job.progress
     steps = config.schedule.steps
-    step, loss = fit_writer(
+    step, loss = fit_reader(
         writer,
         batches,
         config.schedule,

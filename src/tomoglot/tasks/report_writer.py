@@ -196,7 +196,7 @@ class ReportWriter(CellReader):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
-def fit_writer(
+def fit_reader(
     writer: HeldOut,
     batches: Iterable[Batch],
     schedule: Schedule,

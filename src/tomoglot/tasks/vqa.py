@@ -46,7 +46,7 @@ from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, open
 from tomoglot.tasks.intervals import DRAWS
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.report_sight import Shelf, Sight
-from tomoglot.tasks.report_writer import fit_writer
+from tomoglot.tasks.report_writer import fit_reader
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, Prediction, TaskResult
 
 VERB: Literal["transfer"] = "transfer"
@@ -301,7 +301,7 @@ def _fit(seen: _Seen, job: _Job, *, arm: str) -> tuple[Answerer, str]:
     if frozen:
         batches = seen.shelves["train"].endless(config.batch_size, seed=config.seed)
     report, at = job.progress, ARMS.index(arm)
-    step, loss = fit_writer(
+    step, loss = fit_reader(
         net,
         batches,
         config.schedule,
