@@ -20,7 +20,7 @@ from tomoglot.store.writer import write_store
 from tomoglot.studies.phantom import write_cohort
 from tomoglot.studies.source import read_source
 from tomoglot.tasks.embeddings import embed_split, opened
-from tomoglot.tasks.prompts import PROMPTS
+from tomoglot.tasks.queries.prompts import PROMPTS
 from tomoglot.tasks.zero_shot import against_others, embed_prompts, probabilities, study_scores
 
 FINDINGS = ("demyelination", "mass", "infarct", "haemorrhage", "volume_loss", "normal")

@@ -28,9 +28,9 @@ from tomoglot.store.writer import write_store
 from tomoglot.studies.nifti import write_nifti
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
-from tomoglot.tasks import held_out
-from tomoglot.tasks.held_out import Cell, held_out_groups, held_out_loss
-from tomoglot.tasks.intervals import interval, macro_auroc
+from tomoglot.tasks.scores import held_out
+from tomoglot.tasks.scores.held_out import Cell, held_out_groups, held_out_loss
+from tomoglot.tasks.scores.intervals import interval, macro_auroc
 from tomoglot.tasks.task import Prediction, Score, TaskResult, load_result, save_result
 
 STEPS = 3

@@ -30,7 +30,7 @@ from tomoglot.serve.scaling_figure import draw_scaling
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.store.reader import Store
 from tomoglot.studies.atomic import write_bytes
-from tomoglot.tasks.held_out import (
+from tomoglot.tasks.scores.held_out import (
     LOSS,
     Cell,
     drawn_errors,
@@ -41,8 +41,8 @@ from tomoglot.tasks.held_out import (
     table_of,
     title_of,
 )
-from tomoglot.tasks.intervals import DRAWS, percentile_interval
-from tomoglot.tasks.power_law import LEAST_SIZES, Estimate, PowerLaw, Reals, fit_power_law, refuse_sizes
+from tomoglot.tasks.scores.intervals import DRAWS, percentile_interval
+from tomoglot.tasks.scores.power_law import LEAST_SIZES, Estimate, PowerLaw, Reals, fit_power_law, refuse_sizes
 from tomoglot.tasks.task import load, save_result
 from tomoglot.training import Step
 

@@ -7,7 +7,7 @@ from tomoglot.batches.batch import Batch
 from tomoglot.encoders.plain_conv import PlainConv
 from tomoglot.recipes import brainmvp
 from tomoglot.recipes.recipe import Recipe
-from tomoglot.tasks.detector import Detector, DetectorSettings
+from tomoglot.tasks.heads.detector import Detector, DetectorSettings
 
 SEQUENCES = ("t1w", "flair", "dwi")
 FINDINGS = ("infarct", "mass", "normal")

@@ -9,9 +9,9 @@ import torch
 from two_organs import LOADER, QUICK, SEQUENCES, make_recipe, make_store
 
 from tomoglot.tasks.abnormality import Config, finetune, score
-from tomoglot.tasks.detector import load_detector
 from tomoglot.tasks.embeddings import StoreEmbeddings
-from tomoglot.tasks.probe import pool_sequences, probe_result, sequence_means
+from tomoglot.tasks.heads.detector import load_detector
+from tomoglot.tasks.heads.probe import pool_sequences, probe_result, sequence_means
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
 
 

@@ -18,7 +18,7 @@ from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
 from tomoglot.tasks import classification
 from tomoglot.tasks.classification import Config, class_of, repeat_rare, score
-from tomoglot.tasks.metrics import best_threshold
+from tomoglot.tasks.scores.metrics import best_threshold
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
 
 SEQUENCES = ("t1w", "flair")

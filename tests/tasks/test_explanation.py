@@ -21,12 +21,12 @@ from tomoglot.studies.lesion import FINDING_REGIONS, LESIONS, REGIONS, finding_n
 from tomoglot.studies.nifti import read_nifti, write_nifti
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
-from tomoglot.tasks.detector import Detector, DetectorSettings, save_detector
 from tomoglot.tasks.explanation import Config, score
-from tomoglot.tasks.heat_maps import CHANCE, METRICS
+from tomoglot.tasks.heads.detector import Detector, DetectorSettings, save_detector
 from tomoglot.tasks.labels import PartOfStore
-from tomoglot.tasks.lesion_cases import MEAN_MAP, MIDDLE
-from tomoglot.tasks.prompts import PROMPTS
+from tomoglot.tasks.maps.heat_maps import CHANCE, METRICS
+from tomoglot.tasks.maps.lesion_cases import MEAN_MAP, MIDDLE
+from tomoglot.tasks.queries.prompts import PROMPTS
 from tomoglot.tasks.scoreboard import markdown, table
 from tomoglot.tasks.task import SCRATCH, load
 from tomoglot.tasks.zero_shot import study_scores
@@ -180,8 +180,8 @@ def test_maps_are_written_on_the_grid_that_the_study_came_on(scored, store):
 def test_what_is_explained_is_the_zero_shot_score(store):
     """The answer whose gradient is taken, against the task's own arithmetic."""
     from tomoglot.batches.loader import Loader
-    from tomoglot.tasks.answers import zero_shot_answers
     from tomoglot.tasks.embeddings import embed_store
+    from tomoglot.tasks.maps.answers import zero_shot_answers
     from tomoglot.tasks.zero_shot import against_others, embed_prompts
 
     recipe = Looking(Looking.Config(), ("dwi", "flair"))

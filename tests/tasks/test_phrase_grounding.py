@@ -15,12 +15,12 @@ from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.studies.lesion import LESIONS
 from tomoglot.studies.nifti import read_nifti
-from tomoglot.tasks.answers import likeness
-from tomoglot.tasks.attribution import How, explain, spread_patches
-from tomoglot.tasks.heat_maps import CHANCE
-from tomoglot.tasks.lesion_cases import MEAN_MAP, MIDDLE, Cases
+from tomoglot.tasks.maps.answers import likeness
+from tomoglot.tasks.maps.attribution import How, explain, spread_patches
+from tomoglot.tasks.maps.heat_maps import CHANCE
+from tomoglot.tasks.maps.lesion_cases import MEAN_MAP, MIDDLE, Cases
+from tomoglot.tasks.maps.phrases_of_study import Phrasing
 from tomoglot.tasks.phrase_grounding import OTHER_FINDING, OTHER_SIDE, RIGHT_SIDE, Config, look, measure, score
-from tomoglot.tasks.phrases_of_study import Phrasing
 from tomoglot.tasks.scoreboard import markdown
 from tomoglot.tasks.task import MODEL, SCRATCH, load
 

@@ -14,13 +14,14 @@ from tomoglot.encoders.text import TextEncoder
 from tomoglot.recipes import brainmvp, medmap
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
-from tomoglot.tasks import report_generation, report_writer
+from tomoglot.tasks import report_generation
 from tomoglot.tasks.embeddings import from_scratch
-from tomoglot.tasks.generation_scores import generation_result
-from tomoglot.tasks.kept_writer import load_writer, read_writer_card, save_writer
+from tomoglot.tasks.heads import report_writer
+from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, save_writer
+from tomoglot.tasks.heads.report_sight import Shelf, Sight, take_rows
+from tomoglot.tasks.heads.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_reader
 from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
-from tomoglot.tasks.report_sight import Shelf, Sight, take_rows
-from tomoglot.tasks.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_reader
+from tomoglot.tasks.scores.generation_scores import generation_result
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 
 pytest.importorskip("sacrebleu", reason="scores of texts come with the extra `text`")

@@ -11,9 +11,9 @@ from whole_fields import WholeFields, make_row
 from tomoglot.batches.loader import LoaderConfig
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import StoreEmbeddings, study_vectors
-from tomoglot.tasks.ranks import Search, rank, rank_measures, weighted_median
+from tomoglot.tasks.queries.searches import SAME, SHARED, build_searches, list_items, volume_vectors
 from tomoglot.tasks.retrieval import CHANCE, Config, retrieval_result, score
-from tomoglot.tasks.searches import SAME, SHARED, build_searches, list_items, volume_vectors
+from tomoglot.tasks.scores.ranks import Search, rank, rank_measures, weighted_median
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 from tomoglot.tasks.zero_shot import study_scores
 

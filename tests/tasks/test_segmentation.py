@@ -15,8 +15,8 @@ from tomoglot.store.writer import write_store
 from tomoglot.studies.nifti import read_nifti, write_nifti
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Series, Study, Volume
+from tomoglot.tasks.heads.segment_arm import fit_arm, predict_fields, with_thresholds
 from tomoglot.tasks.labels import PartOfStore
-from tomoglot.tasks.segment_arm import fit_arm, predict_fields, with_thresholds
 from tomoglot.tasks.segmentation import Config, plan_job, score
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
 

@@ -21,9 +21,9 @@ from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.studies.questions import Question, save_questions
 from tomoglot.tasks import vqa
-from tomoglot.tasks.answer_scores import Marked, chance, mark, score_answers, token_f1, usual_answers
-from tomoglot.tasks.answering import AnswererConfig, CellAnswerer, Unit, asked_of, fuse_questions, show
-from tomoglot.tasks.report_sight import Shelf, Sight, take_rows
+from tomoglot.tasks.heads.answering import AnswererConfig, CellAnswerer, Unit, asked_of, fuse_questions, show
+from tomoglot.tasks.heads.report_sight import Shelf, Sight, take_rows
+from tomoglot.tasks.scores.answer_scores import Marked, chance, mark, score_answers, token_f1, usual_answers
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 from tomoglot.tasks.vqa import CHANCE, MAJORITY, QUESTION_ONLY, Config, score
 

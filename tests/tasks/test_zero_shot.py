@@ -11,7 +11,7 @@ from torch import nn
 from tomoglot.batches.batch import Batch
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import StoreEmbeddings, embed_store, from_scratch, has_text_side
-from tomoglot.tasks.prompts import PROMPTS, read_prompts
+from tomoglot.tasks.queries.prompts import PROMPTS, read_prompts
 from tomoglot.tasks.scoreboard import markdown, table
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH, Score, TaskResult
 from tomoglot.tasks.zero_shot import PromptVectors, embed_prompts, sequence_subsets, study_scores, zero_shot_result
@@ -252,7 +252,7 @@ def test_from_scratch_is_seeded_differs_and_leaves_the_global_generator_alone():
 
 
 def test_prompts_go_through_the_text_side():
-    from tomoglot.tasks.prompts import Prompts
+    from tomoglot.tasks.queries.prompts import Prompts
 
     recipe = Brightness(Brightness.Config(), ("flair",))
     vectors = embed_prompts(recipe, {"bright": Prompts(present=("a bright one",), absent=("a dark one",))})

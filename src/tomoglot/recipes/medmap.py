@@ -23,7 +23,7 @@ The paper has three pages and its released code is another project, so most valu
 | texts of all processes are candidates   | code     | Swin_CLIP gathers; here `gather` |
 | `unknown_sequences="shared"`            | inferred | an adapter that sees a tenth of the volumes of every sequence |
 
-Stage 2, fine-tuning for abnormality detection, is `tasks/detector.py`.
+Stage 2, fine-tuning for abnormality detection, is `tasks/heads/detector.py`.
 
 Differs from the released code: temperatures are exponentiated, text is not trained, sequences of one study are read
 together (the code zips two shuffled loaders).

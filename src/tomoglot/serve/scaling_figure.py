@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 
 from tomoglot.serve.page import INK, LINES, MUTED, RULE, plain, png_of
 from tomoglot.studies.atomic import write_bytes
-from tomoglot.tasks.held_out import Cell, names_of, title_of
-from tomoglot.tasks.power_law import PowerLaw
+from tomoglot.tasks.scores.held_out import Cell, names_of, title_of
+from tomoglot.tasks.scores.power_law import PowerLaw
 
 Size = Literal["subjects", "parameters"]
 LABELS = {"subjects": "training subjects", "parameters": "parameters of the encoder"}

@@ -27,8 +27,6 @@ from tomoglot.checkpoint import Loaded
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.tasks.classification import class_of
-from tomoglot.tasks.detection_scores import choose_thresholds, result_of
-from tomoglot.tasks.detector import Detector, DetectorSettings, save_detector
 from tomoglot.tasks.embeddings import (
     Progress,
     StoreEmbeddings,
@@ -38,11 +36,13 @@ from tomoglot.tasks.embeddings import (
     opened,
     seen_note,
 )
-from tomoglot.tasks.intervals import DRAWS
+from tomoglot.tasks.heads.detector import Detector, DetectorSettings, save_detector
+from tomoglot.tasks.heads.probe import Pooling, probe_result
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
-from tomoglot.tasks.probe import Pooling, probe_result
-from tomoglot.tasks.scoring import Truth, read_studies
-from tomoglot.tasks.shown import View, judge_views, plan_subsets, score_views
+from tomoglot.tasks.scores.detection_scores import choose_thresholds, result_of
+from tomoglot.tasks.scores.intervals import DRAWS
+from tomoglot.tasks.scores.scoring import Truth, read_studies
+from tomoglot.tasks.scores.shown import View, judge_views, plan_subsets, score_views
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult
 from tomoglot.tasks.zero_shot import SUBSET_DRAWS, SUBSET_LIMIT
 from tomoglot.training import Trainable, TrainState, train

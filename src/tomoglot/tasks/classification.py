@@ -25,7 +25,8 @@ from tomoglot.encoders.weights import Adaptation
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.store.catalogue import StudyRow
-from tomoglot.tasks.classifier import (
+from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
+from tomoglot.tasks.heads.classifier import (
     ChannelBody,
     Classifier,
     PooledBody,
@@ -36,11 +37,11 @@ from tomoglot.tasks.classifier import (
     fit_classifier,
     read_split,
 )
-from tomoglot.tasks.detection_scores import score_classes
-from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
-from tomoglot.tasks.intervals import DRAWS, Statistic, macro_auroc
+from tomoglot.tasks.heads.segmenter import templates_of, zeros
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
-from tomoglot.tasks.metrics import (
+from tomoglot.tasks.scores.detection_scores import score_classes
+from tomoglot.tasks.scores.intervals import DRAWS, Statistic, macro_auroc
+from tomoglot.tasks.scores.metrics import (
     auroc,
     average_precision,
     balanced_accuracy,
@@ -48,8 +49,7 @@ from tomoglot.tasks.metrics import (
     f1,
     prevalence,
 )
-from tomoglot.tasks.scoring import Truth, compare_with_controls, list_predictions, score_statistics
-from tomoglot.tasks.segmenter import templates_of, zeros
+from tomoglot.tasks.scores.scoring import Truth, compare_with_controls, list_predictions, score_statistics
 from tomoglot.tasks.task import IMAGE_REMOVED, MACRO, MODEL, SCRATCH, Score, TaskResult
 
 VERB: Literal["transfer"] = "transfer"

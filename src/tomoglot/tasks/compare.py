@@ -27,10 +27,10 @@ from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.tasks.embeddings import from_scratch, is_simulated
-from tomoglot.tasks.intervals import DRAWS, Statistic, interval, macro_of, paired_test
-from tomoglot.tasks.metrics import METRICS
-from tomoglot.tasks.regions import mean_statistic
-from tomoglot.tasks.scoring import holm_comparisons
+from tomoglot.tasks.scores.intervals import DRAWS, Statistic, interval, macro_of, paired_test
+from tomoglot.tasks.scores.metrics import METRICS
+from tomoglot.tasks.scores.regions import mean_statistic
+from tomoglot.tasks.scores.scoring import holm_comparisons
 from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, Task, TaskResult, load, load_result, save_result
 
 Report = Callable[[int, int], None]

@@ -1,7 +1,7 @@
 """Explanations that are measured: where an answer comes from, against where the lesion is.
 
-For each study and each finding that it has and its mask shows, a heat map a sequence (`tasks/attribution.py`), scored
-against the lesion (`tasks/heat_maps.py`). What is explained is the zero-shot score of a recipe with a text side, or the
+For each study and each finding that it has and its mask shows, a heat map a sequence (`maps/attribution.py`), scored
+against the lesion (`maps/heat_maps.py`). What is explained is the zero-shot score of a recipe with a text side, or the
 logit of a fine-tuned detector (`detector`). The score of a study is that of the mean of its sequences' maps; each
 sequence is scored by itself as well.
 
@@ -25,12 +25,11 @@ from tomoglot.batches.loader import LoaderConfig, StudySource
 from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
-from tomoglot.tasks.answers import Answers, detector_answers, zero_shot_answers
-from tomoglot.tasks.attribution import Asked, How, Method, explain
-from tomoglot.tasks.blind_maps import MeanMaps
 from tomoglot.tasks.embeddings import Progress, is_simulated, opened, refuse_other_plan, seen_note
-from tomoglot.tasks.intervals import DRAWS
-from tomoglot.tasks.lesion_cases import (
+from tomoglot.tasks.maps.answers import Answers, detector_answers, zero_shot_answers
+from tomoglot.tasks.maps.attribution import Asked, How, Method, explain
+from tomoglot.tasks.maps.blind_maps import MeanMaps
+from tomoglot.tasks.maps.lesion_cases import (
     Case,
     Cases,
     Gathered,
@@ -41,6 +40,7 @@ from tomoglot.tasks.lesion_cases import (
     result_of_maps,
     write_maps,
 )
+from tomoglot.tasks.scores.intervals import DRAWS
 from tomoglot.tasks.task import SCRATCH, TaskResult, side_of
 from tomoglot.tasks.zero_shot import Against, questions
 
@@ -56,7 +56,7 @@ class Config(Settings):
         seed: of the studies drawn, the weights of the control, and the bootstrap.
         detector: a folder `detector` that `transfer abnormality --out` wrote; None explains the zero-shot score.
         findings: which ones; None takes all that are asked and that a mask can show.
-        method: see tasks/attribution.py. Measured on the demo's zero-shot scores, 143 simulated validation studies, the
+        method: see maps/attribution.py. Measured on the demo's zero-shot scores, 143 simulated validation studies, the
             finest map: the pointing game hits 0.14 with `each_place` and 0.05 with `gradient`, chance 0.01.
         stages: of the encoder's pyramid, whose gradients are read; None takes all that reach the answer.
         box: voxels of an edge of what occlusion blanks.

@@ -1,6 +1,6 @@
 """Classification of findings from the image, from the report, and from both: does the image add to what is written?
 
-One linear probe a finding (`tasks/probe.py`) on frozen vectors: the image's (mean and maximum over acquired sequences),
+One linear probe a finding (`heads/probe.py`) on frozen vectors: the image's (mean and maximum over acquired sequences),
 the report's, and both side by side, which is the model's row. For a recipe in which a text reads the volumes
 (`Recipe.fuse`, MPMA) also the fused vector alone. Beside them stand the same probe with somebody else's report, with an
 image encoder from scratch, and with the image removed.
@@ -32,7 +32,6 @@ from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.studies.findings import LISTS, label_sentence
 from tomoglot.studies.report import sentences, spoken
-from tomoglot.tasks.detection_scores import choose_thresholds, result_of
 from tomoglot.tasks.embeddings import (
     Progress,
     StoreEmbeddings,
@@ -43,12 +42,13 @@ from tomoglot.tasks.embeddings import (
     opened,
     seen_note,
 )
-from tomoglot.tasks.intervals import DRAWS
+from tomoglot.tasks.heads.probe import choose_probe, pool_sequences
 from tomoglot.tasks.labels import PartOfStore, keep_subjects
-from tomoglot.tasks.probe import choose_probe, pool_sequences
-from tomoglot.tasks.prompt_table import text_encoder
-from tomoglot.tasks.scoring import Truth, truth_of
-from tomoglot.tasks.searches import embed_texts
+from tomoglot.tasks.queries.prompt_table import text_encoder
+from tomoglot.tasks.queries.searches import embed_texts
+from tomoglot.tasks.scores.detection_scores import choose_thresholds, result_of
+from tomoglot.tasks.scores.intervals import DRAWS
+from tomoglot.tasks.scores.scoring import Truth, truth_of
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult
 
 VERB: Literal["transfer"] = "transfer"

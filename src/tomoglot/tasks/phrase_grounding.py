@@ -1,9 +1,9 @@
 """Phrase grounding: does the map of a phrase lie where the phrase says, in the study that it is true of?
 
-For each study and each finding that it has and its mask shows, a phrase (`tasks/phrases_of_study.py`) and its map, a
+For each study and each finding that it has and its mask shows, a phrase (`maps/phrases_of_study.py`) and its map, a
 sequence at a time. The map is that of the recipe's local alignment (`Recipe.word_maps`, MPMA), or, for any recipe with
-a text side, what in the volume speaks for its global likeness to the phrase (`tasks/attribution.py`). It is scored
-against the lesion as explanations are (`tasks/heat_maps.py`), and by its side: `right_side` is the share of one-sided
+a text side, what in the volume speaks for its global likeness to the phrase (`maps/attribution.py`). It is scored
+against the lesion as explanations are (`maps/heat_maps.py`), and by its side: `right_side` is the share of one-sided
 findings whose map is hotter, per voxel, on the lesion's own side of the midline than on the other.
 
 A map may point well and have read no word: bright lesions are seen whatever is asked. So beside chance, redrawn
@@ -32,13 +32,12 @@ from tomoglot.config import Settings
 from tomoglot.encoders.vit import ViT
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.studies.findings import LISTS
-from tomoglot.tasks.answers import likeness
-from tomoglot.tasks.attribution import How, explain, spread_patches
-from tomoglot.tasks.blind_maps import MeanMaps
 from tomoglot.tasks.embeddings import Progress, from_scratch, has_text_side, is_simulated, opened, seen_note
-from tomoglot.tasks.heat_maps import METRICS, HeatScore
-from tomoglot.tasks.intervals import DRAWS
-from tomoglot.tasks.lesion_cases import (
+from tomoglot.tasks.maps.answers import likeness
+from tomoglot.tasks.maps.attribution import How, explain, spread_patches
+from tomoglot.tasks.maps.blind_maps import MeanMaps
+from tomoglot.tasks.maps.heat_maps import METRICS, HeatScore
+from tomoglot.tasks.maps.lesion_cases import (
     Case,
     Cases,
     Gathered,
@@ -49,7 +48,7 @@ from tomoglot.tasks.lesion_cases import (
     result_of_maps,
     write_maps,
 )
-from tomoglot.tasks.phrases_of_study import (
+from tomoglot.tasks.maps.phrases_of_study import (
     Kind,
     Phrases,
     Phrasing,
@@ -58,7 +57,8 @@ from tomoglot.tasks.phrases_of_study import (
     right_share,
     side_of_region,
 )
-from tomoglot.tasks.searches import embed_texts
+from tomoglot.tasks.queries.searches import embed_texts
+from tomoglot.tasks.scores.intervals import DRAWS
 from tomoglot.tasks.task import SCRATCH, TaskResult, side_of
 
 VERB: Literal["evaluate"] = "evaluate"
@@ -80,7 +80,7 @@ class Config(Settings):
         phrases: "names", from the finding and the side of its mask; or the "sentences" of the study's own report that
             say it is present (of several the mean map).
         way: "words" is the recipe's local alignment; the others explain the likeness of volume and phrase, see
-            tasks/attribution.py, so that local maps can be compared with those of the global alignment.
+            maps/attribution.py, so that local maps can be compared with those of the global alignment.
         stages: of the encoder's pyramid, for gradients; None takes all that reach the answer.
         limit: at most so many studies, drawn at random; None takes all.
         tolerance_mm: how far from the lesion the pointing game still counts as a hit.

@@ -42,15 +42,15 @@ from tomoglot.tasks.embeddings import (
     refuse_other_plan,
     seen_note,
 )
-from tomoglot.tasks.generation_scores import generation_result
-from tomoglot.tasks.intervals import DRAWS
-from tomoglot.tasks.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
+from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
+from tomoglot.tasks.heads.report_sight import Shelf, Sight
+from tomoglot.tasks.heads.report_writer import Pieces, ReportWriter, WriterConfig, fit_reader, write_split
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
-from tomoglot.tasks.report_sight import Shelf, Sight
-from tomoglot.tasks.report_writer import Pieces, ReportWriter, WriterConfig, fit_reader, write_split
-from tomoglot.tasks.searches import volume_vectors
+from tomoglot.tasks.queries.searches import volume_vectors
+from tomoglot.tasks.scores.generation_scores import generation_result
+from tomoglot.tasks.scores.intervals import DRAWS
+from tomoglot.tasks.scores.text_scores import score_texts
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult, side_of
-from tomoglot.tasks.text_scores import score_texts
 
 VERB: Literal["transfer"] = "transfer"
 CHOOSING = "val"
@@ -125,7 +125,7 @@ def score(
     """Train a writer on the train split, choose on val, write for the settings' split, with controls.
 
     Where a folder `out` is given, the written reports and the true ones go to `out/reports.jsonl` (they are report
-    text), and the writer to `out/writer` (see `tasks/kept_writer.py`). With `writer_from` nothing is trained.
+    text), and the writer to `out/writer` (see `heads/kept_writer.py`). With `writer_from` nothing is trained.
 
     Raises:
         ValueError: a split that is learned from or has no study with a report, an encoder whose maps cannot be seen, or

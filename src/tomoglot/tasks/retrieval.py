@@ -33,11 +33,11 @@ from tomoglot.tasks.embeddings import (
     opened,
     seen_note,
 )
-from tomoglot.tasks.intervals import DRAWS, PairedTest, Statistic, paired_test
-from tomoglot.tasks.ranks import MAP, RANK, Ranks, Search, rank, weighted_median
-from tomoglot.tasks.regions import mean_statistic
-from tomoglot.tasks.scoring import holm_comparisons, score_statistics, truth_of
-from tomoglot.tasks.searches import Direction, Items, build_searches, embed_texts, list_items
+from tomoglot.tasks.queries.searches import Direction, Items, build_searches, embed_texts, list_items
+from tomoglot.tasks.scores.intervals import DRAWS, PairedTest, Statistic, paired_test
+from tomoglot.tasks.scores.ranks import MAP, RANK, Ranks, Search, rank, weighted_median
+from tomoglot.tasks.scores.regions import mean_statistic
+from tomoglot.tasks.scores.scoring import holm_comparisons, score_statistics, truth_of
 from tomoglot.tasks.task import (
     IMAGE_REMOVED,
     MODEL,

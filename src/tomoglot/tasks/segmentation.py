@@ -23,12 +23,12 @@ from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.tasks.embeddings import Progress, is_simulated, opened, seen_note
-from tomoglot.tasks.intervals import DRAWS
+from tomoglot.tasks.heads.network import save_network
+from tomoglot.tasks.heads.segment_arm import Arm, Box, Job, fit_arm, measure_arm, with_thresholds
 from tomoglot.tasks.labels import fewer_labels
-from tomoglot.tasks.lesions import LEAST_IOU
-from tomoglot.tasks.network import save_network
-from tomoglot.tasks.regions import Measured, choose_regions, compare_measured, score_measured
-from tomoglot.tasks.segment_arm import Arm, Box, Job, fit_arm, measure_arm, with_thresholds
+from tomoglot.tasks.scores.intervals import DRAWS
+from tomoglot.tasks.scores.lesions import LEAST_IOU
+from tomoglot.tasks.scores.regions import Measured, choose_regions, compare_measured, score_measured
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, Prediction, SubsetScore, TaskResult
 
 VERB: Literal["transfer"] = "transfer"
@@ -68,7 +68,7 @@ class Config(Settings):
         flips: average over mirror images when predicting.
         overlap: share of an inference window that the next one sees again.
         tolerance_mm: of NSD; None takes the longest voxel edge of the scored studies.
-        lesion_iou: what it takes to find a lesion, see tasks/lesions.py; 0 is the rule of ISLES 2022.
+        lesion_iou: what it takes to find a lesion, see scores/lesions.py; 0 is the rule of ISLES 2022.
         subsets: sequences of which every combination is scored, as if nothing else had been acquired.
         workers: threads that read.
         draws: of the bootstrap.

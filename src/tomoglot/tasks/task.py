@@ -66,7 +66,7 @@ class Task(Protocol):
 
 def names(verb: str | None = None) -> list[str]:
     """Tasks, by file name; of one verb only, if it is given. Files are read, not run: one that is broken is listed."""
-    found = (module.name for module in pkgutil.iter_modules(tomoglot.tasks.__path__))
+    found = (module.name for module in pkgutil.iter_modules(tomoglot.tasks.__path__) if not module.ispkg)
     verbs = {name: _verb_of(name) for name in found}
     return sorted(name for name, its in verbs.items() if its is not None and verb in (None, its))
 

@@ -32,8 +32,8 @@ from tomoglot.schedule import Schedule
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.questions import Question, read_questions
-from tomoglot.tasks.answer_scores import Marked, chance, mark, score_answers, usual_answers
-from tomoglot.tasks.answering import (
+from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
+from tomoglot.tasks.heads.answering import (
     Answerer,
     AnswererConfig,
     CellAnswerer,
@@ -42,11 +42,11 @@ from tomoglot.tasks.answering import (
     asked_of,
     fuse_questions,
 )
-from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
-from tomoglot.tasks.intervals import DRAWS
+from tomoglot.tasks.heads.report_sight import Shelf, Sight
+from tomoglot.tasks.heads.report_writer import fit_reader
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
-from tomoglot.tasks.report_sight import Shelf, Sight
-from tomoglot.tasks.report_writer import fit_reader
+from tomoglot.tasks.scores.answer_scores import Marked, chance, mark, score_answers, usual_answers
+from tomoglot.tasks.scores.intervals import DRAWS
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, Prediction, TaskResult
 
 VERB: Literal["transfer"] = "transfer"

@@ -35,10 +35,10 @@ from tomoglot.tasks.embeddings import (
     seen_note,
     study_vectors,
 )
-from tomoglot.tasks.intervals import DRAWS, draw_subjects, macro_auroc, over_draws, percentile_interval
-from tomoglot.tasks.metrics import auroc
-from tomoglot.tasks.prompts import PROMPTS, Prompts, prompts_for, read_prompts
-from tomoglot.tasks.scoring import (
+from tomoglot.tasks.queries.prompts import PROMPTS, Prompts, prompts_for, read_prompts
+from tomoglot.tasks.scores.intervals import DRAWS, draw_subjects, macro_auroc, over_draws, percentile_interval
+from tomoglot.tasks.scores.metrics import auroc
+from tomoglot.tasks.scores.scoring import (
     compare_with_controls,
     list_predictions,
     macro_score,

@@ -1,0 +1,1 @@
+"""Where a model looked: heat maps of an answer, on the native grid, against the lesion masks."""

@@ -1,0 +1,1 @@
+"""What turns predictions into numbers with intervals: metrics of voxels, findings, ranks and texts, and their tests."""
