@@ -8,8 +8,10 @@ import pytest
 import torch
 from two_organs import LOADER, QUICK, SEQUENCES, make_recipe, make_store
 
+from tomoglot.encoders.plain_conv import PlainConv
+from tomoglot.recipes import medmap
 from tomoglot.tasks.abnormality import Config, finetune, score
-from tomoglot.tasks.embeddings import StoreEmbeddings
+from tomoglot.tasks.embeddings import StoreEmbeddings, embed_split
 from tomoglot.tasks.heads.detector import load_detector
 from tomoglot.tasks.heads.probe import pool_sequences, probe_result, sequence_means
 from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
@@ -178,3 +180,24 @@ def test_training_is_a_function_of_the_seed_and_both_arms_draw_the_same_new_weig
     assert not torch.allclose(*(next(net.recipe.backbone().parameters()) for net in (ours, fresh)), atol=1e-3), (
         "the arms differ by the encoder"
     )
+
+
+def test_sequences_that_no_training_held_are_said_and_read_where_an_adapter_is_shared(store):
+    vision = PlainConv.Config(widths=(8, 16), blocks=(0, 0), groups=4)
+    torch.manual_seed(0)
+    config = medmap.tiny().but(vision=vision, bank="adapter")
+    refusing = config.build(("t2w",)).eval()
+    asked = Config(loader=LOADER, controls=False, draws=20)
+    result = score(refusing, store, asked)
+    left = [note for note in result.notes if note.startswith("NOT READ")]
+    assert len(left) == 1 and "the checkpoint knows t2w." in left[0] and "studies)" in left[0]
+    shared = config.but(unknown_sequences="shared").build(("t2w",)).eval()
+    result = score(shared, store, asked)
+    assert not [note for note in result.notes if note.startswith("NOT READ")]
+    assert [note for note in result.notes if "adapter that all sequences share" in note and "t2w" not in note]
+    found = embed_split(shared, store, split="test", loader=LOADER)
+    assert found.sequences[0] == "t2w" and set(found.sequences) == set(store.sequences)
+    assert all(np.abs(found.features[found.acquired[:, column], column]).max() > 0 for column in range(3))
+    # What is fine-tuned has an encoder a sequence, and none for one that no training held.
+    tuned = score(shared, store, settings(controls=False, **{"schedule.steps": 2}))
+    assert [note for note in tuned.notes if note.startswith("NOT READ")]

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -194,6 +195,11 @@ class MedMAP(Recipe):
                 pooled, texts, self._positives(words, own, device=texts.device)
             )
         return terms
+
+    def readable(self, stored: Sequence[str]) -> tuple[str, ...]:
+        """Those it was built for; with `unknown_sequences="shared"` all others that are stored, too."""
+        others = (name for name in stored if name not in self.sequences)
+        return (*self.sequences, *(others if self.config.unknown_sequences == "shared" else ()))
 
     def encode(self, batch: Batch) -> SequenceEmbeddings:
         """Pooled features of each acquired sequence."""

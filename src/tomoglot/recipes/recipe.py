@@ -63,6 +63,10 @@ class Recipe(nn.Module, ABC):
     def encode(self, batch: Batch) -> SequenceEmbeddings:
         """Pooled features of each sequence, before any projection; zeros where a sequence was not acquired."""
 
+    def readable(self, stored: Sequence[str]) -> tuple[str, ...]:
+        """Sequences that are read where nothing is trained: those it was built for, then others of `stored`."""
+        return self.sequences
+
     def features(self, batch: Batch) -> dict[str, VisionFeatures]:
         """What each sequence's encoder makes of it, maps and all, by sequence: rows of the studies that have it only.
 

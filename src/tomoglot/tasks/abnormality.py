@@ -35,6 +35,7 @@ from tomoglot.tasks.embeddings import (
     is_simulated,
     opened,
     seen_note,
+    unread_note,
 )
 from tomoglot.tasks.heads.detector import Detector, DetectorSettings, save_detector
 from tomoglot.tasks.heads.probe import Pooling, probe_result
@@ -150,11 +151,12 @@ def score(
         result = _probed(recipe, store, config, settings, progress)
     else:
         result = _finetuned(recipe, _plan(recipe, store, config, settings), out=out, progress=progress)
+    unread = unread_note(recipe, store, config.split, trained=config.mode == "finetune")
     return result.under(config).but(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, config.split),
-        notes=(*seen_note(model, store, config.split), *result.notes),
+        notes=(*seen_note(model, store, config.split), *unread, *result.notes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -134,12 +135,12 @@ def embed_split(
     remove_image: bool = False,
     progress: Progress | None = None,
 ) -> StoreEmbeddings:
-    """Embed one split of a store, in the catalogue's order, with the sequences that the recipe was built for.
+    """Embed one split of a store, in the catalogue's order, with the sequences that the recipe reads.
 
     Raises:
         ValueError: the split holds no study with any of the sequences.
     """
-    settings = (loader or LoaderConfig(crop_voxels=None)).but(sequences=recipe.sequences)
+    settings = (loader or LoaderConfig(crop_voxels=None)).but(sequences=recipe.readable(store.sequences))
     batches = Loader(store, settings, split=split, train=False)
     return embed_store(
         recipe, batches, wanted=wanted, remove_image=remove_image, total=batches.num_studies, progress=progress
@@ -197,6 +198,23 @@ def refuse_other_plan(trained: Plan, stored: Plan) -> None:
 def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:
     """Say which labels were mined from reports, and how many scored subjects the checkpoint was trained on."""
     return (*mined_note(store), *_held_out_note(model, store, split))
+
+
+def unread_note(recipe: Recipe, store: StudySource, split: str | None, *, trained: bool = False) -> tuple[str, ...]:
+    """Say which sequences of the scored studies the recipe was not built for, and what becomes of them.
+
+    With `trained` a network is fitted on the recipe's encoders, and has none for others.
+    """
+    scored = Counter(name for row in store.rows if split is None or row.split == split for name in row.sequences)
+    known = recipe.sequences if trained else recipe.readable(store.sequences)
+    unread = [f"{name} ({count} studies)" for name, count in sorted(scored.items()) if name not in known]
+    shared = [name for name in sorted(scored) if name in known and name not in recipe.sequences]
+    notes = []
+    if shared:
+        notes.append(f"Read by the adapter that all sequences share, as no training held them: {', '.join(shared)}.")
+    if unread:
+        notes.append(f"NOT READ: {', '.join(unread)}; the checkpoint knows {', '.join(known)}.")
+    return tuple(notes)
 
 
 def mined_note(store: StudySource) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from tomoglot.tasks.embeddings import (
     is_simulated,
     opened,
     seen_note,
+    unread_note,
 )
 from tomoglot.tasks.heads.probe import choose_probe, pool_sequences
 from tomoglot.tasks.labels import PartOfStore, keep_subjects
@@ -157,11 +158,12 @@ def score(
         draws=config.draws,
         seed=config.seed,
     )
+    about = (*seen_note(model, job.store, config.split), *unread_note(job.recipe, job.store, config.split))
     return result.under(config).but(
         split=config.split,
         model=type(job.recipe).__name__,
         simulated=is_simulated(job.store, config.split),
-        notes=(*seen_note(model, job.store, config.split), *_notes(job, float(np.mean(left))), *result.notes, *notes),
+        notes=(*about, *_notes(job, float(np.mean(left))), *result.notes, *notes),
     )
 
 
@@ -207,7 +209,7 @@ def _plan(model: Recipe | Loaded, store: StudySource, config: Config, progress: 
     rows = tuple(
         row
         for row in store.rows
-        if row.report and spoken(row.report).strip() and {*row.sequences} & {*recipe.sequences}
+        if row.report and spoken(row.report).strip() and {*row.sequences} & {*recipe.readable(store.sequences)}
     )
     lacking = [split for split in config.splits if not any(row.split == split for row in rows)]
     if lacking:
@@ -299,7 +301,8 @@ def _fuse(job: _Job, split: str, texts: Sequence[str], *, blank: bool = False) -
     """Fused vectors of a split, in the order of its embeddings."""
     said = dict(zip(job.images[split].studies, texts, strict=True))
     device = next(job.recipe.parameters()).device
-    batches = Loader(job.store, job.loader.but(sequences=job.recipe.sequences), split=split, train=False)
+    reading = job.loader.but(sequences=job.recipe.readable(job.store.sequences))
+    batches = Loader(job.store, reading, split=split, train=False)
     found = []
     with torch.inference_mode():
         for batch in batches:

@@ -41,6 +41,7 @@ from tomoglot.tasks.embeddings import (
     opened,
     refuse_other_plan,
     seen_note,
+    unread_note,
 )
 from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
 from tomoglot.tasks.heads.report_sight import Shelf, Sight
@@ -144,11 +145,12 @@ def score(
     if out is not None:
         write_bytes(out / WRITTEN, _lines(rows, written).encode())
     split = side_of(config.split)
+    unread = unread_note(recipe, store, split, trained=True)
     return result.under(config).but(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *notes, *result.notes),
+        notes=(*seen_note(model, store, split), *unread, *notes, *result.notes),
     )
 
 

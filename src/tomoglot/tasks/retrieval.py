@@ -32,6 +32,7 @@ from tomoglot.tasks.embeddings import (
     is_simulated,
     opened,
     seen_note,
+    unread_note,
 )
 from tomoglot.tasks.queries.searches import Direction, Items, build_searches, embed_texts, list_items
 from tomoglot.tasks.scores.intervals import DRAWS, PairedTest, Statistic, paired_test
@@ -118,7 +119,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *result.notes),
+        notes=(*seen_note(model, store, split), *unread_note(recipe, store, split), *result.notes),
     )
 
 

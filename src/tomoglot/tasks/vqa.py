@@ -32,7 +32,7 @@ from tomoglot.schedule import Schedule
 from tomoglot.store.catalogue import StudyRow
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.questions import Question, read_questions
-from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note
+from tomoglot.tasks.embeddings import Progress, from_scratch, is_simulated, opened, seen_note, unread_note
 from tomoglot.tasks.heads.answering import (
     Answerer,
     AnswererConfig,
@@ -173,6 +173,7 @@ def score(
     scores, comparisons = score_answers(marked, questions, subjects=subjects, draws=config.draws, seed=config.seed)
     if out is not None:
         write_bytes(out / WRITTEN, _lines(asked, words, said[0][1]).encode())
+    unread = unread_note(recipe, store, config.split, trained=True)
     return TaskResult(
         task="vqa",
         split=config.split,
@@ -182,7 +183,7 @@ def score(
         studies=len({row.key for row, _ in asked}),
         scores=tuple(scores),
         comparisons=comparisons,
-        notes=(*seen_note(model, store, config.split), *notes, *job.notes),
+        notes=(*seen_note(model, store, config.split), *unread, *notes, *job.notes),
         predictions=_predictions(asked, marked[MODEL]),
     ).under(config)
 

@@ -34,6 +34,7 @@ from tomoglot.tasks.embeddings import (
     opened,
     seen_note,
     study_vectors,
+    unread_note,
 )
 from tomoglot.tasks.queries.prompts import PROMPTS, Prompts, prompts_for, read_prompts
 from tomoglot.tasks.scores.intervals import DRAWS, draw_subjects, macro_auroc, over_draws, percentile_interval
@@ -204,7 +205,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *result.notes),
+        notes=(*seen_note(model, store, split), *unread_note(recipe, store, split), *result.notes),
     )
 
 
