@@ -239,3 +239,34 @@ def test_what_was_trained_is_not_trained_again_and_gives_the_same_numbers(store:
 def test_only_what_has_a_digest_is_kept(store: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="only a comparison of checkpoints on a store can be kept"):
         compare_pretraining({"good": Quality(0.6)}, store, "stub", kept=tmp_path)
+
+
+def test_an_arm_may_be_several_pre_trainings_and_its_score_is_their_mean(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(compare, "from_scratch", lambda start, seed: begun.append(seed) or Quality(0.3))
+    models = {"good": (Quality(0.6), Quality(0.5)), "one": Quality(0.55)}
+    result = compare_pretraining(models, store, "stub", seeds=(0, 1), draws=200, variants={"half": Config(gain=0.5)})
+    # Two trainings of each of the first arm's runs, its variant and scratch; one run of the other.
+    assert len(Stub.asked) == 4 + 2 + 4 + 4
+    assert len(set(begun)) == 4 and {0, 1} < set(begun)
+    each = []
+    for value, seed in ((0.6, 0), (0.6, 1), (0.5, 0), (0.5, 1)):
+        alone = compare_pretraining({"x": Quality(value)}, store, "stub", seeds=(seed,), draws=20)
+        each.append(alone.scores[0].value)
+    assert result.score("macro, 100 % of the labels", arm="good", metric="dice").value == pytest.approx(np.mean(each))
+    said = ", ".join(f"{value:.3f}" for value in each)
+    assert result.notes[0] == f"good, 100 % of the labels: {said} (2 pre-trainings or starts; seeds 0, 1)."
+    assert result.notes[1].endswith("(seeds 0, 1).") and "2 pre-trainings" in result.notes[2]
+    with pytest.raises(ValueError, match="at least one model"):
+        compare_pretraining({"good": ()}, store, "stub")
+
+
+def test_another_start_from_scratch_is_kept_apart(store: Any, tmp_path: Path) -> None:
+    store.digest = "one"
+    model = loaded(0.6, weights="a")
+    compare_pretraining({"good": model}, store, "stub", kept=tmp_path, draws=20)
+    compare_pretraining({"good": (model, loaded(0.5, weights="b"))}, store, "stub", kept=tmp_path, draws=20)
+    # The second checkpoint and the second start are new, the first of both are not.
+    assert len(Stub.asked) == 4

@@ -111,7 +111,13 @@ def transfer(
 def compare(
     task: Annotated[str, typer.Argument(help="Any task, for example segmentation or zero_shot.")],
     store: StoreOption,
-    runs: Annotated[list[str], typer.Option("--run", help="NAME=RUN_FOLDER; all are compared with the first.")],
+    runs: Annotated[
+        list[str],
+        typer.Option(
+            "--run",
+            help="NAME=RUN_FOLDER, a NAME twice for two pre-trainings; all are tested against the first.",
+        ),
+    ],
     out: OutOption,
     fractions: Annotated[list[float] | None, typer.Option("--label-fraction", help="Repeatable.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="One training each. Repeatable.")] = None,
@@ -130,20 +136,22 @@ def compare(
     """
     from rich.console import Console
 
-    from tomoglot.checkpoint import load_checkpoint
+    from tomoglot.checkpoint import Loaded, load_checkpoint
     from tomoglot.store.reader import Store
     from tomoglot.tasks.compare import compare_pretraining
     from tomoglot.tasks.scoreboard import table
     from tomoglot.tasks.task import load
 
     pairs = [run.partition("=") for run in runs]
-    if any(not (name and equals and path) for name, equals, path in pairs) or len({p[0] for p in pairs}) < len(pairs):
-        raise ValueError(f"--run wants NAME=RUN_FOLDER with names that differ, got {', '.join(runs)}")
+    if any(not (name and equals and path) for name, equals, path in pairs) or len({p[2] for p in pairs}) < len(pairs):
+        raise ValueError(f"--run wants NAME=RUN_FOLDER, each folder once, got {', '.join(runs)}")
     config = load(task).Config().set(changes or [])
     varied = [one.partition(":") for one in vary or []]
     if any(not (name and colon and its) for name, colon, its in varied):
         raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")
-    models = {name: load_checkpoint(Path(path)) for name, _, path in pairs}
+    models: dict[str, list[Loaded]] = {}
+    for name, _, path in pairs:
+        models.setdefault(name, []).append(load_checkpoint(Path(path)))
     with progress_bar("training") as report:
         result = compare_pretraining(
             models,

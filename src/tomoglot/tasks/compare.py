@@ -1,8 +1,9 @@
 """Several pre-trained models on one task, at several shares of the labels: same budget, same subjects, tested in pairs.
 
-A single fine-tuning says little: what is drawn at its start moves a score as much as pre-training does. So every arm is
-trained once a seed, its score is the mean over seeds, and arms are compared on the same drawn subjects. The interval
-covers which subjects were scored; the values of single seeds stand beside it and show what training itself varies.
+A single training says little: what is drawn at its start moves a score as much as the method does, of a pre-training no
+less than of a fine-tuning. So an arm may be several pre-trainings, each is trained once a seed, the arm's score is the
+mean over all, and arms are compared on the same drawn subjects. The interval covers which subjects were scored; the
+values of the single trainings stand beside it and show what training itself varies.
 
 An arm is a model under the task's settings, or the first model under settings of its own (a variant: an ablation of
 what the task adds). With a folder, every training that is done is kept there, and a comparison that was interrupted, or
@@ -16,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ from tomoglot.tasks.scores.scoring import holm_comparisons
 from tomoglot.tasks.task import SCRATCH, Comparison, Prediction, Score, Task, TaskResult, load, load_result, save_result
 
 Report = Callable[[int, int], None]
+Model = Recipe | Loaded
+# Between the seeds of two starts from scratch of one training seed.
+APART = 10_007
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +64,7 @@ class _Trained:
 
 
 def compare_pretraining(
-    models: Mapping[str, Recipe | Loaded],
+    models: Mapping[str, Model | Sequence[Model]],
     store: StudySource,
     task: str,
     config: Settings | None = None,
@@ -76,7 +80,8 @@ def compare_pretraining(
     """Score every model, its variants, and the first one's network from scratch, at every share of the labels.
 
     Args:
-        models: a name and a checkpoint each; all are compared with the first, which is also what `from scratch` copies.
+        models: a name and a checkpoint each, or several checkpoints of one method; all are compared with the first.
+            `from scratch` copies the first checkpoint, with as many starts as the first name has checkpoints.
         store: what is learned from and scored.
         task: any; one of the verb `evaluate` knows no shares of labels and no seeds.
         config: its settings; `controls`, and of a task that trains `seed` and `label_fraction`, are set here.
@@ -97,35 +102,37 @@ def compare_pretraining(
     found_task = load(task)
     trains = found_task.VERB == "transfer"
     config = found_task.Config() if config is None else config
-    arms = _arms(models, config, variants or {})
-    if not (arms and fractions and seeds):
+    runs = {name: (its,) if isinstance(its, Recipe | Loaded) else tuple(its) for name, its in models.items()}
+    arms = _arms(runs, config, variants or {})
+    if not (arms and all(runs.values()) and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
     if not trains and (tuple(fractions), tuple(seeds)) != ((1.0,), (0,)):
         raise ValueError(f"{task} trains nothing, so it knows no label fractions and no seeds; leave them out")
-    done, total = count(1), len(arms) * len(seeds) * len(fractions)
-    train = partial(_train, found_task, models=models, store=store, kept=kept)
+    starts = {name: range(len(runs.get(model, next(iter(runs.values()))))) for name, (model, _) in arms.items()}
+    done, total = count(1), sum(map(len, starts.values())) * len(seeds) * len(fractions)
+    train = partial(_train, found_task, runs=runs, store=store, kept=kept)
     rows: list[_Trained] = []
     for fraction in fractions:
         for name, (model, settings) in arms.items():
             found = []
-            for seed in seeds:
+            for start, seed in product(starts[name], seeds):
                 learning = {"seed": seed, "label_fraction": fraction} if trains else {}
                 job = settings.but(controls=False, **learning)
-                found.append(train(model, job, seed=seed).predictions)
+                found.append(train(model, job, start=start, seed=seed).predictions)
                 chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
                 progress(next(done), total)
             share = f", {100 * fraction:g} % of the labels" if trains else ""
             rows += [_trained(name, share, found, store, measure) for measure in chosen]
-    result = _result(rows, task, models=models, config=config, store=store, draws=draws)
-    tested = [row for row in rows if row.measure == rows[0].measure]
-    return result.but(notes=tuple(_seed_note(row, seeds) for row in tested)) if trains else result
+    result = _result(rows, task, names=tuple(runs), config=config, store=store, draws=draws)
+    tested = [row for row in rows if row.measure == rows[0].measure and (trains or len(row.values) > 1)]
+    return result.but(notes=tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in tested))
 
 
 def _result(
     rows: Sequence[_Trained],
     task: str,
     *,
-    models: Mapping[str, Recipe | Loaded],
+    names: tuple[str, ...],
     config: Settings,
     store: StudySource,
     draws: int,
@@ -134,7 +141,7 @@ def _result(
     tested = [row for row in rows if row.measure == rows[0].measure]
     subjects = rows[0].subjects
     return TaskResult(
-        task=f"compare-{task}", split=split, model=", ".join(models), simulated=is_simulated(store, split),
+        task=f"compare-{task}", split=split, model=", ".join(names), simulated=is_simulated(store, split),
         subjects=len(np.unique(subjects)), studies=len(subjects),
         scores=tuple(_score(row, draws) for row in rows),
         comparisons=_compare(tested, rows[0].arm, draws),
@@ -142,7 +149,7 @@ def _result(
 
 
 def _arms(
-    models: Mapping[str, Recipe | Loaded], config: Settings, variants: Mapping[str, Settings]
+    models: Mapping[str, Sequence[Model]], config: Settings, variants: Mapping[str, Settings]
 ) -> dict[str, tuple[str, Settings]]:
     """Which model and settings each arm has, the first model first and from scratch last; none without a model.
 
@@ -162,18 +169,23 @@ def _train(
     name: str,
     config: Settings,
     *,
-    models: Mapping[str, Recipe | Loaded],
+    runs: Mapping[str, Sequence[Model]],
     store: StudySource,
     kept: Path | None,
+    start: int,
     seed: int,
 ) -> TaskResult:
-    """One training's result: from the folder where it was done before, else now, and then kept there."""
-    first = next(iter(models.values()))
-    path = None if kept is None else _kept_at(kept, name, models.get(name, first), store, config)
+    """One training's result: from the folder where it was done before, else now, and then kept there.
+
+    `start` counts the pre-trainings of an arm; from scratch each has weights of its own.
+    """
+    first = next(iter(runs.values()))[0]
+    used = runs[name][start] if name in runs else first
+    path = None if kept is None else _kept_at(kept, name, used, store, config, start=start)
     if path is not None and path.is_file():
         return load_result(path)
-    start = first.recipe if isinstance(first, Loaded) else first
-    model = from_scratch(start, seed=seed) if name == SCRATCH else models[name]
+    built = first.recipe if isinstance(first, Loaded) else first
+    model = from_scratch(built, seed=seed + APART * start) if name == SCRATCH else used
     result = task.score(model, store, config)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +193,7 @@ def _train(
     return result
 
 
-def _kept_at(kept: Path, name: str, model: Recipe | Loaded, store: StudySource, config: Settings) -> Path:
+def _kept_at(kept: Path, name: str, model: Model, store: StudySource, config: Settings, *, start: int) -> Path:
     """Where a training is kept: told apart by weights, store and settings, so that no other is ever taken for it.
 
     Raises:
@@ -194,6 +206,7 @@ def _kept_at(kept: Path, name: str, model: Recipe | Loaded, store: StudySource, 
     built = model.card.recipe.model_dump(mode="json", serialize_as_any=True)
     what = [name == SCRATCH, built if name == SCRATCH else model.card.weights_digest, model.card.sequences, digest]
     what += [type(config).__module__, config.model_dump(mode="json", serialize_as_any=True)]
+    what += [start] * (name == SCRATCH and start > 0)
     text = json.dumps(what, sort_keys=True)
     return kept / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
@@ -280,6 +293,8 @@ def _compare(rows: Sequence[_Trained], ours: str, draws: int) -> tuple[Compariso
     return holm_comparisons(tests)
 
 
-def _seed_note(row: _Trained, seeds: Sequence[int]) -> str:
+def _seed_note(row: _Trained, starts: int, seeds: Sequence[int]) -> str:
     each = ", ".join(f"{value:.3f}" for value in row.values)
-    return f"{row.arm}, {row.title.removeprefix('macro, ')}: {each} (seeds {', '.join(map(str, seeds))})."
+    trained = (f"seeds {', '.join(map(str, seeds))}",) * bool(seeds)
+    varied = "; ".join((*(f"{starts} pre-trainings or starts",) * (starts > 1), *trained))
+    return f"{row.arm}, {row.title.removeprefix('macro, ')}: {each} ({varied})."
