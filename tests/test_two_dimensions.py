@@ -140,7 +140,7 @@ def journey(tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
     write_pictures(folder / "data", 18)
     sizes = [f"{part}.{size}" for part in ("vision", "text", "fusion", "decoder") for size in ("width=24", "heads=2")]
-    sizes += ["vision.depth=1", "text.layers=1", "text.max_tokens=32"]
+    sizes += ["vision.depth=1", "text.start=random", "text.layers=1", "text.max_tokens=32"]
     run = ("schedule.steps=2", "schedule.warmup_steps=1", "loader.batch_size=4")
     small = [word for size in (*(f"recipe.{size}" for size in sizes), *run) for word in ("--set", size)]
     # 56 pixels are taken for 430 mm: two in three are kept, and the field is filled up.

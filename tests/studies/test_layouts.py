@@ -11,6 +11,7 @@ import pytest
 from tomoglot.studies import layouts
 from tomoglot.studies.curate import examine
 from tomoglot.studies.source import read_source
+from tomoglot.studies.split import split_subjects
 from tomoglot.studies.stated import read_series
 from tomoglot.studies.study import Rejected
 
@@ -103,7 +104,7 @@ def test_ct_rate_joins_reports_and_labels_and_leaves_out_what_is_not_a_chest(ct_
     assert (first.report.findings, first.report.impression) == ("A nodule.", "Nodule.")
     assert first.labels == {"lung_nodule": 1.0, "hiatal_hernia": 0.0} and second.labels == {}
     assert first.labels_mined == ("hiatal_hernia", "lung_nodule"), "a classifier read them from the reports"
-    assert [studies[key].split for key in sorted(studies)] == ["train", "train", "val"]
+    assert [studies[key].split for key in sorted(studies)] == ["train", "train", "test"], "its valid is what is scored"
     assert studies["valid_1", "a_1"].report is None
     # The newer release is read where both are there.
     assert second.series[0].path.parts[-4] == "train_fixed"
@@ -139,6 +140,28 @@ def test_ct_rate_is_in_hounsfield_units_and_in_place_whatever_the_release(ct_rat
     write(old.path, chest(intercept=-1024))
     with pytest.raises(Rejected, match=r"spacing-mismatch.*no three positive numbers"):
         read_series(named(read_source(ct_rate))["train_1", "a_1"].series[0])
+
+
+def test_ct_rate_takes_a_side_to_choose_on_from_the_subjects_of_its_train(tmp_path):
+    def sides(numbers):
+        for number in numbers:
+            for scan in ("a_1", "b_1"):
+                touch(tmp_path / f"train_fixed/train_{number}/train_{number}_{scan[0]}/train_{number}_{scan}.nii.gz")
+        touch(tmp_path / "valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz")
+        text(tmp_path / "radiology_text_reports/train_reports.csv", "VolumeName,Findings_EN\n")
+        studies = read_source(tmp_path, layout="ct_rate").studies
+        found = {}
+        for study in studies:
+            assert found.setdefault(study.subject, study.split) == study.split, "all scans of a subject on one side"
+        return found
+
+    few, more = sides(range(1, 100)), sides(range(1, 400))
+    assert few.items() <= more.items(), "a download that goes on moves nobody"
+    assert more.pop("valid_1") == "test" and set(more.values()) == {"train", "val"}
+    share = sum(side == "val" for side in more.values()) / len(more)
+    assert 0.02 < share < 0.08
+    wanted = split_subjects(more, fractions={"train": 0.95, "val": 0.05}, seed=0)
+    assert more == wanted, "what a store would draw itself"
 
 
 def test_ct_rate_without_its_list_of_exclusions_says_so(ct_rate):

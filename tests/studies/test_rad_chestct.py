@@ -42,3 +42,9 @@ def test_a_label_counts_only_at_its_places(column: str, finding: str | None) -> 
 def test_another_table_is_refused() -> None:
     with pytest.raises(ValueError, match="RAD-ChestCT"):
         map_labels({"NoteAcc_DEID": "x1", "nodule*lung": "1"})
+
+
+@pytest.mark.parametrize("cell", ["", "nan", None, "2", "-1", "yes"])
+def test_a_cell_that_is_neither_present_nor_absent_is_no_absence(cell: object) -> None:
+    with pytest.raises(ValueError, match="wanted 0 or 1"):
+        map_labels(row_with() | {"nodule*lung": cell})

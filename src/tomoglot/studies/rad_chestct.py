@@ -22,19 +22,28 @@ def map_labels(row: Mapping[str, object]) -> dict[str, float]:
     """Findings of a row of the set's label tables: 1 where any label that stands for one is set, else 0.
 
     Raises:
-        ValueError: a label that a finding rests on has no column: the table is another.
+        ValueError: a label that a finding rests on has no column, or a cell of it is neither 0 nor 1.
     """
-    columns: dict[str, list[tuple[str, bool]]] = {}
+    columns: dict[str, list[tuple[str, object]]] = {}
     for name, value in row.items():
         label, parted, place = name.partition("*")
         if parted:
-            columns.setdefault(label, []).append((place, float(str(value)) > 0))
+            columns.setdefault(label, []).append((place, value))
     findings = {}
     for finding, rests_on in STANDS_FOR.items():
         said = False
         for label, places in rests_on:
             if label not in columns:
                 raise ValueError(f"no column {label}*<place>: this is no label table of RAD-ChestCT")
-            said |= any(is_set for place, is_set in columns[label] if not places or place in _PLACES[places])
+            here = [value for place, value in columns[label] if not places or place in _PLACES[places]]
+            said |= any([_is_set(value, label) for value in here])
         findings[finding] = float(said)
     return findings
+
+
+def _is_set(value: object, label: str) -> bool:
+    text = str(value).strip()
+    if text not in ("0", "1", "0.0", "1.0"):
+        # NaN is not above 0 either: an empty cell would pass for a finding that is not there.
+        raise ValueError(f"a cell of {label} is {text[:20]!r}, wanted 0 or 1: another table, or half a download?")
+    return text.startswith("1")

@@ -3,7 +3,8 @@
 Some public sets lost a part of the header on the way to NIfTI: LLD-MMRI's files say 1 x 1 x 1 mm, and the first release
 of CT-RATE has stored values whose slope and intercept stand in a table only, while the second has Hounsfield units
 beside the same table. Which of the two a file is, its voxels decide: a body in Hounsfield units has air or lung near
--1000 and soft tissue near 0, and never both before and after the same scaling.
+-1000 and soft tissue near 0, and never both before and after the same scaling. An `.npz` file has no header at all, and
+is read only where its geometry is stated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from tomoglot.geometry import spacing_mm
 from tomoglot.studies.nifti import read_nifti
+from tomoglot.studies.npz import read_npz
 from tomoglot.studies.radiograph import is_radiograph, read_radiograph
 from tomoglot.studies.study import Rejected, Series, Stated, Volume
 
@@ -28,14 +30,20 @@ def read_series(series: Series) -> Volume:
     """Read the file of a series, with what is stated of it made true where the file lacks it.
 
     Raises:
-        Rejected: what `read_nifti` and `read_radiograph` refuse; `spacing-mismatch` where header and table name
-            different voxel sizes;
+        Rejected: what `read_nifti`, `read_npz` and `read_radiograph` refuse; `no-geometry` for an `.npz` file whose
+            spacing and directions are not stated; `spacing-mismatch` where header and table name different voxel sizes;
             `not-hounsfield` where the voxels are Hounsfield units neither as stored nor scaled, or could be both.
     """
     stated, name = series.stated, series.path.name
     if is_radiograph(series.sequence, series.path):
         return read_radiograph(series.path, stated_mm=None if stated is None else stated.spacing_mm)
-    volume = read_nifti(series.path, channel=series.channel)
+    if series.path.suffix.lower() == ".npz":
+        if stated is None or None in (stated.spacing_mm, stated.orientation, stated.position_mm):
+            what = "an .npz file says neither where its axes point nor how long a voxel is"
+            raise Rejected("no-geometry", f"{name}: {what}; convert it to NIfTI, or name the layout of its set")
+        volume = read_npz(series.path, key=series.sequence)
+    else:
+        volume = read_nifti(series.path, channel=series.channel)
     if stated is None:
         return volume
     affine = volume.affine if stated.spacing_mm is None else _spaced(volume.affine, stated, stated.spacing_mm, name)

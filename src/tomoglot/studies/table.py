@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -90,6 +91,19 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path.name}: cannot be read as {path.suffix[1:]}: {what}") from None
 
 
+def each_row(path: Path) -> Iterator[Mapping[str, str | None]]:
+    """Rows of a CSV file one after the other, where all of a wide table at once would not fit into the memory.
+
+    Raises:
+        ValueError: the file cannot be read as CSV.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield from csv.DictReader(lines)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: cannot be read as CSV: {str(error)[:200]}") from None
+
+
 def write_table(rows: Iterable[BaseModel], path: Path, model: type[BaseModel]) -> int:
     """Write rows to Parquet, atomically, and return how many; with no rows, the columns of `model` are still there.
 
@@ -147,7 +161,7 @@ class _Draft:
         if split is not None:
             self.values.setdefault("split", split)
         if cell_text(simulated) is not None:
-            self.values["simulated"] = self.values.get("simulated", False) or _number(simulated) != 0
+            self.values["simulated"] = self.values.get("simulated", False) or cell_number(simulated) != 0
 
     def built(self) -> Study:
         """The study, without what was in conflict."""
@@ -189,7 +203,7 @@ class _Draft:
     def _add_label(self, finding: str, value: Any) -> None:
         if cell_text(value) is None:
             return
-        number = _number(value)
+        number = cell_number(value)
         if not 0 <= number <= 1:
             raise Rejected("bad-label", f"label {finding!r}: wanted 0, 1 or a number between, true, false, yes or no")
         if self.labels.setdefault(finding, number) != number:
@@ -273,7 +287,7 @@ def cell_text(value: Any) -> str | None:
     return None if text.lower() in _MISSING else text
 
 
-def _number(value: Any) -> float:
+def cell_number(value: Any) -> float:
     """A cell as a number; NaN, which is in no range, where it is none."""
     text = str(value).strip().lower()
     try:

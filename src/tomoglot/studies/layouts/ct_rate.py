@@ -12,7 +12,11 @@ table. Where both releases of a volume are there, the second is read. `stated.re
 file is scaled twice and none not at all, whatever folder it was moved to.
 
 Two reconstructions of one scan are two studies (`a_1`, `a_2`) of one subject with the same report: retrieval must count
-them as one. Labels were mined from the reports by a classifier; they are not a reader's. The set's `valid` is `val`.
+them as one. Labels were mined from the reports by a classifier; they are not a reader's.
+
+The set has two sides, and everybody scores on its `valid`: here that is `test`. To choose on, `val` is 5 % of the
+subjects of its `train`, by a hash of their names (`split.split_subjects`, seed 0): inferred, the same in every store,
+and no subject moves when others are downloaded later.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 from tomoglot.studies.cases import Gathered
 from tomoglot.studies.report_table import report_of_sections
 from tomoglot.studies.source import Sources
+from tomoglot.studies.split import split_subjects
 from tomoglot.studies.study import Report, Series, Stated
 from tomoglot.studies.table import cell_text, read_cells
 
@@ -46,6 +51,7 @@ _TABLES = {
     ),
 }
 _LISTS = ("metadata/no_chest_train.txt", "metadata/no_chest_valid.txt")
+_FRACTIONS = {"train": 0.95, "val": 0.05}
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 Row = Mapping[str, Any]
@@ -94,7 +100,9 @@ def read(root: Path) -> Sources:
             for finding in FINDINGS
             if (value := cell_text(mined.get(finding))) in ("0", "1")
         }
-        split = "val" if subject.startswith("valid") else "train"
+        split = "test"
+        if subject.startswith("train"):
+            split = split_subjects([subject], fractions=_FRACTIONS, seed=0)[subject]
         report = _report(tables["reports"].get(volume, {}))
         return {"report": report, "labels": labels, "labels_mined": tuple(sorted(labels)), "split": split}
 
