@@ -104,10 +104,7 @@ def compare_pretraining(
     config = found_task.Config() if config is None else config
     runs = {name: (its,) if isinstance(its, Recipe | Loaded) else tuple(its) for name, its in models.items()}
     arms = _arms(runs, config, variants or {})
-    if not (arms and all(runs.values()) and fractions and seeds):
-        raise ValueError("a comparison needs at least one model, one label fraction and one seed")
-    if not trains and (tuple(fractions), tuple(seeds)) != ((1.0,), (0,)):
-        raise ValueError(f"{task} trains nothing, so it knows no label fractions and no seeds; leave them out")
+    _refuse(task, trains, runs, fractions, seeds)
     starts = {name: range(len(runs.get(model, next(iter(runs.values()))))) for name, (model, _) in arms.items()}
     done, total = count(1), sum(map(len, starts.values())) * len(seeds) * len(fractions)
     train = partial(_train, found_task, runs=runs, store=store, kept=kept)
@@ -126,6 +123,15 @@ def compare_pretraining(
     result = _result(rows, task, names=tuple(runs), config=config, store=store, draws=draws)
     tested = [row for row in rows if row.measure == rows[0].measure and (trains or len(row.values) > 1)]
     return result.but(notes=tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in tested))
+
+
+def _refuse(
+    task: str, trains: bool, runs: Mapping[str, Sequence[Model]], fractions: Sequence[float], seeds: Sequence[int]
+) -> None:
+    if not (runs and all(runs.values()) and fractions and seeds):
+        raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    if not trains and (tuple(fractions), tuple(seeds)) != ((1.0,), (0,)):
+        raise ValueError(f"{task} trains nothing, so it knows no label fractions and no seeds; leave them out")
 
 
 def _result(
