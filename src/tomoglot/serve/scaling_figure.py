@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from tomoglot.serve.page import INK, LINES, MUTED, RULE, plain, png_of
 from tomoglot.studies.atomic import write_bytes
@@ -20,6 +20,7 @@ from tomoglot.tasks.scores.held_out import Cell, names_of, title_of
 from tomoglot.tasks.scores.power_law import PowerLaw
 
 Size = Literal["subjects", "parameters"]
+NARROW = 2.0
 LABELS = {"subjects": "training subjects", "parameters": "parameters of the encoder"}
 
 
@@ -60,22 +61,36 @@ def _draw(axes: Any, cells: Sequence[Cell], name: str, law: PowerLaw | None, *, 
             axes.plot(along, line, color=colour, linewidth=1.2)
     exponent = None if law is None else law.alpha if x == "subjects" else law.beta
     axes.set_title("no exponent" if exponent is None else f"exponent {exponent}", loc="left", fontsize=9.5, color=INK)
-    axes.legend(title=by, frameon=False, fontsize=8, title_fontsize=8, labelcolor=INK)
+    # Beside the panel: within it, a column of numbers met the bars of the largest cell.
+    axes.legend(
+        title=by,
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+        labelcolor=INK,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+    )
     axes.set_xlabel(LABELS[x], color=MUTED, fontsize=9)
     axes.set_ylabel(f"held-out {title_of(name)}", color=MUTED, fontsize=9)
     axes.grid(color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
-    _scale(axes, sorted({float(getattr(cell, x)) for cell in cells}))
+    shown_values = [end for cell in cells for end in (cell.measures[name].low, cell.measures[name].high)]
+    _scale(axes, sorted({float(getattr(cell, x)) for cell in cells}), spread=max(shown_values) / min(shown_values))
     plain(axes)
 
 
-def _scale(axes: Any, places: list[float]) -> None:
-    """Logarithmic axes whose ticks stand where the cells are; a range below ten has no two powers of ten to label."""
+def _scale(axes: Any, places: list[float], *, spread: float) -> None:
+    """Logarithmic axes whose ticks stand where the cells are; a range below ten has no two powers of ten to label.
+
+    `spread` is the highest value over the lowest: a narrow range is cut in equal steps.
+    """
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(places)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    wide = LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0))
+    axes.yaxis.set_major_locator(wide if spread > NARROW else MaxNLocator(6))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
