@@ -270,3 +270,24 @@ def test_another_start_from_scratch_is_kept_apart(store: Any, tmp_path: Path) ->
     compare_pretraining({"good": (model, loaded(0.5, weights="b"))}, store, "stub", kept=tmp_path, draws=20)
     # The second checkpoint and the second start are new, the first of both are not.
     assert len(Stub.asked) == 4
+
+
+def test_comparisons_of_other_arms_do_not_overwrite_one_another(store: Any) -> None:
+    one, two = loaded(0.6, weights="a"), loaded(0.4, weights="b")
+
+    def name(*given: Any, **more: Any) -> str:
+        return compare_pretraining(*given[:1], store, "stub", *given[1:], draws=20, **more).file_stem
+
+    names = [
+        name({"x": one}),
+        name({"x": two}),
+        name({"x": one, "y": two}),
+        name({"x": (one, two)}),
+        name({"x": one}, seeds=(0, 1)),
+        name({"x": one}, fractions=(0.5,)),
+        name({"x": one}, measures=("a/dice",)),
+        name({"x": one}, Config(gain=0.5)),
+        name({"x": one}, variants={"half": Config(gain=0.5)}),
+    ]
+    assert len(set(names)) == len(names) and all(one.startswith("compare-stub-") for one in names)
+    assert name({"x": one}) == names[0]

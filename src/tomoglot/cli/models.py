@@ -166,7 +166,7 @@ def compare(
             progress=report,
         )
     Console().print(table(result))
-    print(f"written to {result.under(config).save(out)}")
+    print(f"written to {result.save(out)}")
 
 
 def _score(

@@ -99,13 +99,12 @@ def compare_pretraining(
         ValueError: no model, no fraction or no seed, two arms of one name, fractions or seeds for a task that trains
             nothing, a measure is none of its own, or the scored studies hold one class only.
     """
-    found_task = load(task)
-    trains = found_task.VERB == "transfer"
+    trains = (found_task := load(task)).VERB == "transfer"
     config = found_task.Config() if config is None else config
     runs = {name: (its,) if isinstance(its, Recipe | Loaded) else tuple(its) for name, its in models.items()}
-    arms = _arms(runs, config, variants or {})
     _refuse(task, trains, runs, fractions, seeds)
-    starts = {name: range(len(runs.get(model, next(iter(runs.values()))))) for name, (model, _) in arms.items()}
+    arms, first = _arms(runs, config, variants or {}), next(iter(runs.values()))
+    starts = {name: range(len(runs.get(model, first))) for name, (model, _) in arms.items()}
     done, total = count(1), sum(map(len, starts.values())) * len(seeds) * len(fractions)
     train = partial(_train, found_task, runs=runs, store=store, kept=kept)
     rows: list[_Trained] = []
@@ -118,11 +117,23 @@ def compare_pretraining(
                 found.append(train(model, job, start=start, seed=seed).predictions)
                 chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
                 progress(next(done), total)
-            share = f", {100 * fraction:g} % of the labels" if trains else ""
+            share = f", {100 * fraction:g} % of the labels" * trains
             rows += [_trained(name, share, found, store, measure) for measure in chosen]
-    result = _result(rows, task, names=tuple(runs), config=config, store=store, draws=draws)
     tested = [row for row in rows if row.measure == rows[0].measure and (trains or len(row.values) > 1)]
-    return result.but(notes=tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in tested))
+    notes = tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in tested)
+    result = _result(rows, task, names=tuple(runs), config=config, store=store, draws=draws).but(notes=notes)
+    return _told_apart(result.under(config), arms, runs, fractions, seeds, measures)
+
+
+def _told_apart(
+    result: TaskResult, arms: Mapping[str, tuple[str, Settings]], runs: Mapping[str, Sequence[Model]], *how: object
+) -> TaskResult:
+    """The same under a name of its own: comparisons of other arms lie beside it in one folder."""
+    digests = {
+        name: [model.card.weights_digest for model in its if isinstance(model, Loaded)] for name, its in runs.items()
+    }
+    told = hashlib.sha256(repr((arms, digests, how)).encode()).hexdigest()[:8]
+    return result.but(variant="-".join(filter(None, (result.variant, f"arms_{told}"))))
 
 
 def _refuse(
