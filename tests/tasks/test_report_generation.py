@@ -21,6 +21,7 @@ from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, save
 from tomoglot.tasks.heads.report_sight import Shelf, Sight, take_rows
 from tomoglot.tasks.heads.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_reader
 from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
+from tomoglot.tasks.scores import text_scores
 from tomoglot.tasks.scores.generation_scores import generation_result
 from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 
@@ -229,7 +230,9 @@ def test_the_usual_normal_report_names_no_finding_and_is_the_commonest():
     assert usual_normal(found, ("mass", "infarct")) == (found[0], 0)
 
 
-def test_scores_are_of_what_was_written_beside_what_is_true():
+def test_scores_are_of_what_was_written_beside_what_is_true(monkeypatch):
+    read, label = [], text_scores.label_report
+    monkeypatch.setattr(text_scores, "label_report", lambda text, asked: read.append(text) or label(text, asked))
     true = [SAYS[kind] for kind in KINDS] * 6
     right_twice = [SAYS["mass"], SAYS["infarct"], SAYS["mass"]] * 6
     result = generation_result(
@@ -252,6 +255,8 @@ def test_scores_are_of_what_was_written_beside_what_is_true():
     assert result.predictions[2].probabilities == {"mass": 1.0, "infarct": 0.0}
     assert result.predictions[2].labels == {"mass": 0.0, "infarct": 0.0}
     assert result.predictions[0].measures["whole report/rouge_l"] == 1
+    # Three texts are true, the model wrote two of them, and the other arm one: rules read each once an arm.
+    assert len(read) == 3 + 2 + 1
     notes = " ".join(result.notes)
     assert "model 0.111, always normal 0.056, true 0.167" in notes and "rules mined" in notes
 

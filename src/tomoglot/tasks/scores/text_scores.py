@@ -84,7 +84,14 @@ def clinical_f1(
         ValueError: the two have not one text a study, or a finding has no rules.
     """
     pairs = _pairs(generated, references)
-    called, true = (_present([pair[side] for pair in pairs], findings) for side in (0, 1))
+    called, true = (present_in([pair[side] for pair in pairs], findings) for side in (0, 1))
+    return findings_f1(called, true, average=average)
+
+
+def findings_f1(
+    called: NDArray[np.float64], true: NDArray[np.float64], *, average: Literal["macro", "micro"] = "macro"
+) -> Statistic:
+    """`clinical_f1` of texts that were read already: what `present_in` says of both, (n, f)."""
     if average == "macro":
         return macro_of(f1, called, true)
     hits, wrong = (called * true).sum(axis=1), np.abs(called - true).sum(axis=1)
@@ -96,19 +103,23 @@ def clinical_f1(
     return statistic
 
 
+def present_in(texts: Sequence[str], findings: Sequence[str]) -> NDArray[np.float64]:
+    """1 where a text says that a finding is there (n, f). Many generated texts are the same: each is read once.
+
+    Raises:
+        ValueError: a finding has no rules.
+    """
+    told: Mapping[str, list[float]] = {
+        text: [float(said == "present") for said in label_report(text, findings).values()] for text in set(texts)
+    }
+    return np.array([told[text] for text in texts])
+
+
 def distinct_share(generated: Sequence[str]) -> float:
     """Share of texts that differ from all before them, blind to case and spaces: 1 / n where all are one."""
     if not generated:
         raise ValueError("there is no text to count")
     return len({" ".join(text.lower().split()) for text in generated}) / len(generated)
-
-
-def _present(texts: Sequence[str], findings: Sequence[str]) -> NDArray[np.float64]:
-    """1 where a text says that a finding is there (n, f). Many generated texts are the same: each is read once."""
-    told: Mapping[str, list[float]] = {
-        text: [float(said == "present") for said in label_report(text, findings).values()] for text in set(texts)
-    }
-    return np.array([told[text] for text in texts])
 
 
 def _meteor(text: str, reference: str) -> float:
