@@ -261,6 +261,9 @@ def test_an_arm_may_be_several_pre_trainings_and_its_score_is_their_mean(
     assert result.notes[1].endswith("(seeds 0, 1).") and "2 pre-trainings" in result.notes[2]
     with pytest.raises(ValueError, match="at least one model"):
         compare_pretraining({"good": ()}, store, "stub")
+    other = Loaded(recipe=Quality(0.5), card=types.SimpleNamespace(recipe=Config(gain=2.0)), folder=Path())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'good' names runs of different recipes"):
+        compare_pretraining({"good": (loaded(0.6, weights="a"), other)}, store, "stub")
 
 
 def test_another_start_from_scratch_is_kept_apart(store: Any, tmp_path: Path) -> None:

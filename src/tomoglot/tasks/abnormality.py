@@ -3,7 +3,7 @@
 Any finding may be there (`multi_label`), or exactly one of several is (`one_of`). Trained on the train split, settings
 chosen on the val split, scored once on the test split, any subset of sequences a study. Beside the score stand the same
 method on the encoder from scratch, and with the image removed; and where asked every subset of the sequences, and
-random losses of them. What is fine-tuned is `detector.py`; the probe is `probe.py`.
+random losses of them. What is fine-tuned is `heads/detector.py`; the probe is `heads/probe.py`.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def score(
 ) -> TaskResult:
     """Train on the train split, choose on val, score on the settings' split, with controls.
 
-    With `out`, what was fine-tuned is written as the folder `detector` (see `detector.load_detector`).
+    With `out`, what was fine-tuned is written as the folder `detector` (see `heads.detector.load_detector`).
 
     Raises:
         ValueError: a split without studies, a split that is learned from, a store without labels, a finding that it

@@ -96,8 +96,8 @@ def compare_pretraining(
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, no fraction or no seed, two arms of one name, fractions or seeds for a task that trains
-            nothing, a measure is none of its own, or the scored studies hold one class only.
+        ValueError: no model, fraction or seed, two arms of one name or one of several recipes, fractions or seeds for a
+            task that trains nothing, a measure is none of its own, or the scored studies hold one class only.
     """
     trains = (found_task := load(task)).VERB == "transfer"
     config = found_task.Config() if config is None else config
@@ -141,6 +141,12 @@ def _refuse(
 ) -> None:
     if not (runs and all(runs.values()) and fractions and seeds):
         raise ValueError("a comparison needs at least one model, one label fraction and one seed")
+    for name, its in runs.items():
+        built = [model.card.recipe for model in its if isinstance(model, Loaded)]
+        if any(one != built[0] for one in built):
+            raise ValueError(
+                f"{name!r} names runs of different recipes, whose mean says nothing; give each recipe a name"
+            )
     if not trains and (tuple(fractions), tuple(seeds)) != ((1.0,), (0,)):
         raise ValueError(f"{task} trains nothing, so it knows no label fractions and no seeds; leave them out")
 

@@ -14,9 +14,9 @@ from tomoglot.tasks.scores.regions import mean_statistic
 from tomoglot.tasks.scores.scoring import holm_comparisons, score_statistics
 from tomoglot.tasks.scores.text_scores import (
     MINED_NOTE,
+    clinical_f1,
     corpus_bleu,
     distinct_share,
-    findings_f1,
     present_in,
     score_texts,
 )
@@ -55,7 +55,7 @@ def generation_result(
                 test = paired_test(ours[name, metric], statistic, subjects, draws=draws, seed=seed)
                 tests.append((name, metric, arm, people, test))
         for at, (name, share) in enumerate(zip(findings, shares.tolist(), strict=True)):
-            alone = {CLINICAL: findings_f1(said[arm][:, [at]], truth[:, [at]])}
+            alone = {CLINICAL: clinical_f1(said[arm][:, [at]], truth[:, [at]])}
             scores += add(name, alone, prevalence=share) if arm == MODEL and share > 0 else []
     distinct = {arm: f"{distinct_share(texts):.3f}" for arm, texts in {**bodies, "true": references}.items()}
     return TaskResult(
@@ -82,8 +82,8 @@ def _statistics(
 ) -> dict[tuple[str, str], Statistic]:
     """What is scored of an arm, by name and metric: F1 of findings, BLEU over all reports, means of the others."""
     return {
-        (MACRO, CLINICAL): findings_f1(called, true),
-        (MICRO, CLINICAL): findings_f1(called, true, average="micro"),
+        (MACRO, CLINICAL): clinical_f1(called, true),
+        (MICRO, CLINICAL): clinical_f1(called, true, average="micro"),
         (WHOLE, "corpus_bleu4"): corpus_bleu(texts, references),
         **{(WHOLE, name): mean_statistic(table[name][:, None]) for name in ("rouge_l", "meteor")},
     }

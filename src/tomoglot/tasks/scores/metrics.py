@@ -2,7 +2,7 @@
 
 `scores` and `labels` are (rows,); `weights` is (draws, rows) or None, which weighs every row once. The result is
 (draws,), and NaN where a draw holds one class only and the metric needs both. The plain definitions stand in
-tests/scores/test_metrics.py, where each is compared with scikit-learn on repeated rows.
+tests/tasks/scores/test_metrics.py, where each is compared with scikit-learn on repeated rows.
 """
 
 from __future__ import annotations

@@ -69,29 +69,13 @@ def corpus_bleu(generated: Sequence[str], references: Sequence[str]) -> Statisti
 
 
 def clinical_f1(
-    generated: Sequence[str],
-    references: Sequence[str],
-    findings: Sequence[str],
-    *,
-    average: Literal["macro", "micro"] = "macro",
-) -> Statistic:
-    """F1 of the findings that a generated report says are present, against its reference, as a statistic.
-
-    Uncertain counts as not present, on both sides. `macro` is the mean over findings, without those of which a draw
-    holds neither a mention nor a call; `micro` sums over findings first.
-
-    Raises:
-        ValueError: the two have not one text a study, or a finding has no rules.
-    """
-    pairs = _pairs(generated, references)
-    called, true = (present_in([pair[side] for pair in pairs], findings) for side in (0, 1))
-    return findings_f1(called, true, average=average)
-
-
-def findings_f1(
     called: NDArray[np.float64], true: NDArray[np.float64], *, average: Literal["macro", "micro"] = "macro"
 ) -> Statistic:
-    """`clinical_f1` of texts that were read already: what `present_in` says of both, (n, f)."""
+    """F1 of the findings that generated reports say are present, against their references, as a statistic.
+
+    Both are what `present_in` says of a text, (n, f): uncertain counts as not present. `macro` is the mean over
+    findings, without those of which a draw holds neither a mention nor a call; `micro` sums over findings first.
+    """
     if average == "macro":
         return macro_of(f1, called, true)
     hits, wrong = (called * true).sum(axis=1), np.abs(called - true).sum(axis=1)
