@@ -28,6 +28,8 @@ from tomoglot.studies.source import read_source
 WORD = "Canary"
 DATE = "19421103"
 NUMBER = 918273.625
+# Ten digits: six of them stood by chance in the random digits of a made-up UID, once in some hundred runs.
+DIGITS = "1928374655"
 # What the writer of series sets itself and a reader needs: their own values are the canaries.
 NEEDED = {0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00100010, 0x00100020, 0x00080060}
 
@@ -37,9 +39,10 @@ def planted(tag: int) -> DataElement | None:
     # The table knows attributes that are newer than pydicom's dictionary.
     vr = dictionary_VR(tag).split(" or ")[0] if dictionary_has_tag(tag) else "LO"
     value = {
-        "DA": DATE, "DT": DATE + "010203", "TM": "010203", "AS": "097Y", "DS": "918273.6", "IS": "918273",
-        "UI": f"1.2.826.0.918273.{tag}", "FD": NUMBER, "FL": NUMBER, "OB": b"Canary", "OW": b"Canary", "UN": b"Canary",
-        "OF": b"CanaryCa", "OD": b"CanaryCa", "OL": b"CanaryCa", "US": 60001, "SS": -20001, "UL": 918273, "SL": -918273,
+        "DA": DATE, "DT": DATE + "010203", "TM": "010203", "AS": "097Y", "DS": DIGITS + ".6", "IS": DIGITS,
+        "UI": f"1.2.826.0.{DIGITS}.{tag}", "FD": NUMBER, "FL": NUMBER, "UL": int(DIGITS), "SL": -int(DIGITS),
+        "US": 60001, "SS": -20001, "OB": b"Canary", "OW": b"Canary", "UN": b"Canary", "OF": b"CanaryCa",
+        "OD": b"CanaryCa", "OL": b"CanaryCa",
         "CS": "CANARY", "UR": "http://canary.example.org", "AT": 0x00189182, "SQ": Sequence([nested()]),
     }.get(vr, f"{WORD}{tag:x}")  # fmt: skip
     return DataElement(tag, vr, value)
@@ -109,8 +112,16 @@ def cohort(tmp_path: Path) -> Path:
 
 def traces() -> list[bytes]:
     """Every form in which a canary would be seen, in files of any encoding."""
-    words = [b"canary", "カナリア".encode(), b"1.2.826.0.918273", b"918273", DATE.encode(), b"c\0a\0n\0a\0r\0y\0"]
-    return [*words, struct.pack("<d", NUMBER), struct.pack("<f", NUMBER), struct.pack("<I", 918273)]
+    words = [
+        b"canary",
+        "カナリア".encode(),
+        DIGITS.encode(),
+        str(NUMBER).encode(),
+        DATE.encode(),
+        b"c\0a\0n\0a\0r\0y\0",
+    ]
+    packed = [("<d", NUMBER), ("<f", NUMBER), ("<I", int(DIGITS)), ("<i", -int(DIGITS))]
+    return words + [struct.pack(form, value) for form, value in packed]
 
 
 def assert_silent(out: Path, said: str) -> None:

@@ -85,10 +85,11 @@ def test_a_cluster_somewhere_else_is_used_and_left_running():
 
 
 SLEEPER = """
-import sys, time
+import os, sys, time
 from tomoglot.studies.cluster import each_on
 def slow(job):
-    print("began", flush=True)
+    # In one write: two workers share the pipe.
+    os.write(1, b"began\\n")
     time.sleep(60)
 if __name__ == "__main__":
     try:
