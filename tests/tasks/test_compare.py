@@ -164,6 +164,35 @@ def test_a_task_that_gives_probabilities_is_scored_by_auroc_and_says_so(
     assert result.scores[0].value == pytest.approx((sick[:, None] > well[None]).mean())
 
 
+def test_written_reports_are_compared_by_what_they_say_and_also_by_their_words(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a task measures every study, and calls findings: the first is the usual measure, both may be asked for."""
+    rng = np.random.default_rng(1)
+    true, called = rng.integers(0, 2, (2, STUDIES)).astype(float)
+
+    def score(model: Quality, store: Any, config: Config) -> TaskResult:
+        predictions = tuple(
+            Prediction(
+                study=f"k{n}",
+                probabilities={"mass": called[n]},
+                labels={"mass": true[n]},
+                measures={"whole report/rouge_l": 0.25},
+            )
+            for n in range(STUDIES)
+        )
+        return TaskResult(task="stub", split="test", subjects=1, studies=STUDIES, predictions=predictions)
+
+    monkeypatch.setattr(Stub, "score", score)
+    result = compare_pretraining({"good": Quality(0.9)}, store, "stub", draws=50)
+    hits, wrong = (called * true).sum(), np.abs(called - true).sum()
+    assert [(row.metric, row.value) for row in result.scores if row.arm == "good"] == [
+        ("f1", pytest.approx(2 * hits / (2 * hits + wrong)))
+    ]
+    both = compare_pretraining({"good": Quality(0.9)}, store, "stub", measures=("rouge_l", "f1"), draws=50)
+    assert {row.metric: row.value for row in both.scores if row.arm == "good"}["rouge_l"] == pytest.approx(0.25)
+
+
 def test_a_task_that_trains_nothing_is_scored_once_an_arm(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stub, "VERB", "evaluate")
     models = {"good": Quality(0.60), "worse": Quality(0.58)}

@@ -19,7 +19,16 @@ from tomoglot.tasks.embeddings import from_scratch
 from tomoglot.tasks.heads import report_writer
 from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, save_writer
 from tomoglot.tasks.heads.report_sight import Shelf, Sight, take_rows
-from tomoglot.tasks.heads.report_writer import BEGIN, END, UNKNOWN, Pieces, ReportWriter, WriterConfig, fit_reader
+from tomoglot.tasks.heads.report_writer import (
+    BEGIN,
+    END,
+    UNKNOWN,
+    Pieces,
+    ReportWriter,
+    WriterConfig,
+    fit_reader,
+    write_split,
+)
 from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
 from tomoglot.tasks.scores import text_scores
 from tomoglot.tasks.scores.generation_scores import generation_result
@@ -187,6 +196,26 @@ def test_greedy_writing_takes_the_likeliest_piece_each_time_without_a_cache(batc
             logits[:, [0, BEGIN, UNKNOWN]] = -torch.inf
             slow = torch.cat([slow, logits.argmax(dim=1, keepdim=True)], dim=1)
     assert writer.write(batch) == [writer.pieces.decode(row[1:]) for row in slow.tolist()]
+
+
+def test_writing_for_many_at_once_says_what_writing_one_by_one_says(store, writer, monkeypatch):
+    """Whole split in batches of two, in stacks of five that cut through batches and mix one sequence with two."""
+    with torch.no_grad():
+        for parameter in writer.decoder.parameters():
+            parameter.mul_(3)
+    stacks: list[int] = []
+    write_from = ReportWriter.write_from
+
+    def counted(self, memory, acquired, **how):
+        stacks.append(len(memory))
+        return write_from(self, memory, acquired, **how)
+
+    monkeypatch.setattr(report_writer, "AT_ONCE", 5)
+    monkeypatch.setattr(ReportWriter, "write_from", counted)
+    together = write_split(writer, loader(store, "train", size=2), beams=1)
+    assert set(stacks) == {5, 27 % 5}, "27 studies of the split"
+    alone = [text for one in loader(store, "train", size=1) for text in writer.write(one)]
+    assert together == alone and len(set(alone)) > 1
 
 
 def test_training_moves_the_decoder_alone_and_keeps_the_weights_that_were_best_on_val(

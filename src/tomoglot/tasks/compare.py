@@ -88,8 +88,8 @@ def compare_pretraining(
         fractions: shares of the training subjects that keep their labels.
         seeds: one training each, in which other subjects keep their labels.
         measures: what is averaged: what the task measures of single studies, over regions (`dice`) or of one alone
-            (`report to volume/r@10`), or, of a task that gives probabilities, metrics of a finding; none is `dice` or
-            `auroc`. Arms are tested on the first.
+            (`report to volume/r@10`), or, of a task that gives probabilities, metrics of a finding; none is `dice`,
+            `auroc`, or, of written reports, the `f1` of what they say. Arms are tested on the first.
         variants: a name and settings each: the first model once more, under them.
         kept: a folder in which every training's result is kept, and looked for before training.
         draws: of the bootstrap.
@@ -265,11 +265,14 @@ def _measures(predictions: Sequence[Prediction], asked: Sequence[str]) -> tuple[
     """
     measured = {key for p in predictions for key in p.measures}
     of_studies = sorted({key.rpartition("/")[2] for key in measured})
-    known = [*of_studies, *sorted(measured)] or list(METRICS)
+    rated = any(p.probabilities for p in predictions)
+    known = [*of_studies, *sorted(measured), *(METRICS if rated or not measured else ())]
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise ValueError(f"measure {', '.join(map(repr, unknown))} is none of this task's: {', '.join(known)}")
-    return tuple(asked) or ("dice" if "dice" in of_studies else known[0],)
+    # What a written report says of the findings counts before its words.
+    usual = "dice" if "dice" in of_studies else "f1" if measured and rated else known[0]
+    return tuple(asked) or (usual,)
 
 
 def _statistic(predictions: Sequence[Prediction], measure: str) -> Statistic:

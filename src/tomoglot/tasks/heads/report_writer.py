@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +28,8 @@ from tomoglot.types import Scalar
 
 PAD, BEGIN, END, UNKNOWN, BREAK = range(5)
 IGNORED = -100
+# Studies that are written for at once.
+AT_ONCE = 64
 
 
 class WriterConfig(Settings):
@@ -150,8 +152,12 @@ class ReportWriter(CellReader):
     @torch.no_grad()
     def write(self, batch: Batch, *, beams: int = 1) -> list[str]:
         """A report for each study: the likeliest pieces one by one, or the best of several beams."""
-        memory, acquired = self.memory(batch)
-        begin = torch.full((len(batch), 1), BEGIN, device=memory.device)
+        return self.write_from(*self.memory(batch), beams=beams)
+
+    @torch.no_grad()
+    def write_from(self, memory: Float[Tensor, "b m w"], acquired: Bool[Tensor, "b m"], *, beams: int = 1) -> list[str]:
+        """The same from what was seen already (`memory`)."""
+        begin = torch.full((len(memory), 1), BEGIN, device=memory.device)
         written = self.decoder.generate(
             begin,
             attention_mask=torch.ones_like(begin),
@@ -235,13 +241,27 @@ def fit_reader(
 
 
 def write_split(writer: ReportWriter, batches: Iterable[Batch], *, beams: int, blind: bool = False) -> list[str]:
-    """A report for every study, in order. `blind` removes the image: volumes are zeros, what was acquired is known."""
+    """A report for every study, in order. `blind` removes the image: volumes are zeros, what was acquired is known.
+
+    Studies are seen a batch at a time and written for many at a time: a piece costs much the same for 16 rows and 64.
+    """
     device = next(writer.parameters()).device
     found: list[str] = []
+    rows: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         shown = replace(batch, volumes=torch.zeros_like(batch.volumes)) if blind else batch
-        found += writer.write(shown.to(device), beams=beams)
-    return found
+        with torch.no_grad():
+            rows += zip(*writer.memory(shown.to(device)), strict=True)
+        while len(rows) >= AT_ONCE:
+            found += writer.write_from(*_stacked(rows[:AT_ONCE]), beams=beams)
+            rows = rows[AT_ONCE:]
+    return found + (writer.write_from(*_stacked(rows), beams=beams) if rows else [])
+
+
+def _stacked(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What was seen of several studies; of one with fewer sequences the rest was not acquired."""
+    memory, acquired = (nn.utils.rnn.pad_sequence(list(its), batch_first=True) for its in zip(*rows, strict=True))
+    return memory, acquired
 
 
 def _sections(report: str) -> list[str]:
