@@ -16,7 +16,8 @@ from tomoglot.recipes.recipe import Recipe
 from tomoglot.schedule import Schedule
 from tomoglot.tasks import report_generation
 from tomoglot.tasks.embeddings import from_scratch
-from tomoglot.tasks.heads import report_writer
+from tomoglot.tasks.heads import fitting, report_writer
+from tomoglot.tasks.heads.fitting import fit_reader
 from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, save_writer
 from tomoglot.tasks.heads.report_sight import Shelf, Sight, take_rows
 from tomoglot.tasks.heads.report_writer import (
@@ -26,7 +27,6 @@ from tomoglot.tasks.heads.report_writer import (
     Pieces,
     ReportWriter,
     WriterConfig,
-    fit_reader,
     write_split,
 )
 from tomoglot.tasks.report_generation import NEAREST, NORMAL, Config, score, usual_normal
@@ -402,7 +402,7 @@ def test_an_encoder_that_sequences_share_is_kept_once(recipe):
 
 
 def test_fine_tuning_trains_a_copy_and_two_runs_are_equal(store, recipe, monkeypatch):
-    trained, fit = [], report_writer.fit_reader
+    trained, fit = [], fitting.fit_reader
 
     def spy(writer, *given, **named):
         first = {name: value.clone() for name, value in writer.sight.state_dict().items()}

@@ -43,9 +43,10 @@ from tomoglot.tasks.embeddings import (
     seen_note,
     unread_note,
 )
+from tomoglot.tasks.heads.fitting import CALIBRATED, fit_reader
 from tomoglot.tasks.heads.kept_writer import load_writer, read_writer_card, refuse_other_encoder, save_writer
 from tomoglot.tasks.heads.report_sight import Shelf, Sight
-from tomoglot.tasks.heads.report_writer import Pieces, ReportWriter, WriterConfig, fit_reader, write_split
+from tomoglot.tasks.heads.report_writer import Pieces, ReportWriter, WriterConfig, write_split
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.queries.searches import volume_vectors
 from tomoglot.tasks.scores.generation_scores import generation_result
@@ -57,8 +58,6 @@ VERB: Literal["transfer"] = "transfer"
 CHOOSING = "val"
 NEAREST, NORMAL = "nearest report", "always normal"
 WRITTEN, KEPT = "reports.jsonl", "writer"
-# Of studies from which the levels of an encoder that is trained as well are standardised.
-CALIBRATED = 64
 
 
 class Config(Settings):
@@ -312,12 +311,12 @@ def _fit(recipe: Recipe, job: _Job, *, arm: int) -> tuple[ReportWriter, str]:
         batches = shelf.endless(config.batch_size, seed=config.seed)
         writer.remember(shelf)
     if frozen and job.can_choose:
-        chosen = Shelf.of(sight, job.batches(CHOOSING), device=device)
-        writer.remember(chosen)
-        held_out = partial(chosen.once, config.batch_size)
+        choosing = Shelf.of(sight, job.batches(CHOOSING), device=device)
+        writer.remember(choosing)
+        held_out = partial(choosing.once, config.batch_size)
     report = job.progress
     steps = config.schedule.steps
-    step, loss = fit_reader(
+    chosen = fit_reader(
         writer,
         batches,
         config.schedule,
@@ -326,12 +325,9 @@ def _fit(recipe: Recipe, job: _Job, *, arm: int) -> tuple[ReportWriter, str]:
         seed=config.seed,
         progress=None if report is None else lambda at: report(arm * steps + at, (1 + config.controls) * steps),
     )
-    chosen_by = (
-        "not chosen, since there is no val split" if loss is None else f"chosen on val ({loss:.3f} nats a piece)"
-    )
     return writer, (
         f"encoder {config.mode}, {taught.num_studies} reports to learn from, {len(job.pieces)} pieces; "
-        f"step {step} of {steps} {chosen_by}."
+        f"{chosen.said(steps, 'nats a piece')}"
     )
 
 

@@ -42,8 +42,8 @@ from tomoglot.tasks.heads.answering import (
     asked_of,
     fuse_questions,
 )
+from tomoglot.tasks.heads.fitting import CALIBRATED, fit_reader
 from tomoglot.tasks.heads.report_sight import Shelf, Sight
-from tomoglot.tasks.heads.report_writer import fit_reader
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.scores.answer_scores import Marked, chance, mark, score_answers, usual_answers
 from tomoglot.tasks.scores.intervals import DRAWS
@@ -54,8 +54,6 @@ CHOOSING = "val"
 QUESTION_ONLY, MAJORITY, CHANCE = "question only", "most usual answer", "chance"
 ARMS = (MODEL, SCRATCH, QUESTION_ONLY)
 WRITTEN = "answers.jsonl"
-# Of studies from which the levels of an encoder that is trained as well are standardised.
-CALIBRATED = 64
 Asking = list[tuple[StudyRow, Question]]
 
 
@@ -302,7 +300,7 @@ def _fit(seen: _Seen, job: _Job, *, arm: str) -> tuple[Answerer, str]:
     if frozen:
         batches = seen.shelves["train"].endless(config.batch_size, seed=config.seed)
     report, at = job.progress, ARMS.index(arm)
-    step, loss = fit_reader(
+    chosen = fit_reader(
         net,
         batches,
         config.schedule,
@@ -313,11 +311,10 @@ def _fit(seen: _Seen, job: _Job, *, arm: str) -> tuple[Answerer, str]:
         if report is None
         else lambda done: report(at * steps + done, (len(ARMS) if config.controls else 1) * steps),
     )
-    chosen = "not chosen, since there is no val split" if loss is None else f"chosen on val ({loss:.3f} nats)"
     taught = job.asked("train")
     return net, (
         f"{arm}: encoder {config.mode}, {len(taught)} questions about {len({row.key for row, _ in taught})} studies to "
-        f"learn from; step {step} of {steps} {chosen}."
+        f"learn from; {chosen.said(steps, 'nats')}"
     )
 
 

@@ -7,7 +7,7 @@ the training reports, as the packaged sentence encoder's WordPiece tokenizer cut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,8 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from tomoglot.batches.batch import Batch
 from tomoglot.config import Settings
-from tomoglot.schedule import Schedule
 from tomoglot.studies.report import read_report
-from tomoglot.tasks.heads.report_sight import CellReader, HeldOut, Shapes, Shelf, Sight
-from tomoglot.training import TrainState, train
+from tomoglot.tasks.heads.report_sight import CellReader, Shapes, Shelf, Sight
 from tomoglot.types import Scalar
 
 PAD, BEGIN, END, UNKNOWN, BREAK = range(5)
@@ -202,44 +200,6 @@ class ReportWriter(CellReader):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
-def fit_reader(
-    writer: HeldOut,
-    batches: Iterable[Batch],
-    schedule: Schedule,
-    *,
-    held_out: Callable[[], Iterable[Batch]] | None = None,
-    checks: int = 10,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[int, float | None]:
-    """Train, and keep the weights with the least loss on what is held out; returns their step and that loss.
-
-    Without anything held out the last weights stay, and there is no loss. The writer ends in evaluation mode.
-    """
-    fabric = schedule.fabric()
-    fabric.launch()
-    writer.to(fabric.device)
-    every = max(1, schedule.steps // checks)
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for step in train(writer, batches, schedule, fabric=fabric, state=TrainState.fresh(writer, schedule)):
-            if progress is not None:
-                progress(step.number)
-            if held_out is None or (step.number % every and step.number < schedule.steps):
-                continue
-            loss = writer.held_out_loss(held_out(), fabric.device)
-            if best is None or loss < best[0]:
-                best = loss, step.number, {name: value.detach().clone() for name, value in _trained(writer)}
-    writer.eval()
-    if best is None:
-        return schedule.steps, None
-    with torch.no_grad():
-        for name, value in _trained(writer):
-            value.copy_(best[2][name])
-    return best[1], best[0]
-
-
 def write_split(writer: ReportWriter, batches: Iterable[Batch], *, beams: int, blind: bool = False) -> list[str]:
     """A report for every study, in order. `blind` removes the image: volumes are zeros, what was acquired is known.
 
@@ -269,7 +229,3 @@ def _sections(report: str) -> list[str]:
     parts = read_report(report)
     told = [part for part in (parts.findings, parts.impression) if part] or [parts.text]
     return [" ".join(part.split()) for part in told]
-
-
-def _trained(writer: HeldOut) -> list[tuple[str, Tensor]]:
-    return [(name, value) for name, value in writer.named_parameters() if value.requires_grad]
