@@ -70,7 +70,7 @@ class Config(DetectorSettings):
         missing: also score with these shares of the acquired sequences hidden at random.
         schedule: of fine-tuning.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     mode: Literal["probe", "finetune"] = "probe"
@@ -156,7 +156,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, config.split),
-        notes=(*seen_note(model, store, config.split), *unread, *result.notes),
+        notes=(*seen_note(model, store, config.split, settings), *unread, *result.notes),
     )
 
 

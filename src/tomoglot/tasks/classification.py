@@ -76,7 +76,7 @@ class Config(Settings):
         from_sequence: with channels, whose encoder is taken, for a recipe with an encoder a sequence.
         schedule: of fine-tuning.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     target: str | tuple[str, ...] | None = None
@@ -181,7 +181,7 @@ def score(
         scores=tuple(scores),
         comparisons=tuple(comparison.but(name=name) for comparison in comparisons),
         notes=(
-            *seen_note(model, store, config.split),
+            *seen_note(model, store, config.split, settings),
             *job.notes,
             *(f"{arm}: {said}" for arm, found in arms.items() for said in found.notes),
         ),

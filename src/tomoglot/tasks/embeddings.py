@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.loader import Loader, LoaderConfig, StudySource
+from tomoglot.batches.sample import Voxels
 from tomoglot.checkpoint import Loaded
 from tomoglot.recipes.recipe import Recipe
 from tomoglot.store.plan import Plan
@@ -166,15 +167,26 @@ def pool_acquired(features: SequenceEmbeddings, acquired: Acquired) -> Float[Ten
 
 
 def opened(model: Recipe | Loaded, store: StudySource, loader: LoaderConfig | None) -> tuple[Recipe, LoaderConfig]:
-    """The recipe, and how to load for it: a checkpoint's card tells the crop, unless `loader` says otherwise.
+    """The recipe, and how to load for it: whole fields, unless `loader` says otherwise.
+
+    Labels and reports tell of whole studies, so a checkpoint that was trained on crops is shown whole fields as well.
+    Fields that are smaller than the crop, or of several sizes, are read as in the training.
 
     Raises:
         ValueError: the store was written by another preprocessing plan than the checkpoint was trained on.
     """
     if isinstance(model, Loaded):
         refuse_other_plan(model.card.plan, store.plan)
-        return model.recipe, loader or LoaderConfig(crop_voxels=model.card.crop_voxels)
+        return model.recipe, loader or LoaderConfig(crop_voxels=_extent(model.card.crop_voxels, store))
     return model, loader or LoaderConfig()
+
+
+def _extent(trained_on: Voxels | None, store: StudySource) -> Voxels | None:
+    fields = {tuple(row.shape) for row in store.rows}
+    if trained_on is None or len(fields) > 1:
+        return trained_on
+    i, j, k = (max(sizes) for sizes in zip(trained_on, *fields, strict=True))
+    return i, j, k
 
 
 def refuse_other_plan(trained: Plan, stored: Plan) -> None:
@@ -195,9 +207,35 @@ def refuse_other_plan(trained: Plan, stored: Plan) -> None:
         )
 
 
-def seen_note(model: Recipe | Loaded, store: StudySource, split: str | None) -> tuple[str, ...]:
-    """Say which labels were mined from reports, and how many scored subjects the checkpoint was trained on."""
-    return (*mined_note(store), *_held_out_note(model, store, split))
+def seen_note(
+    model: Recipe | Loaded, store: StudySource, split: str | None, loader: LoaderConfig | None = None
+) -> tuple[str, ...]:
+    """Say which labels were mined, how many scored subjects were trained on, and how much of a study is read.
+
+    `loader` is how whole studies are read, which says nothing of a task that reads them in windows.
+    """
+    extent = () if loader is None else _extent_note(model, store, split, loader)
+    return (*mined_note(store), *_held_out_note(model, store, split), *extent)
+
+
+def _extent_note(
+    model: Recipe | Loaded, store: StudySource, split: str | None, loader: LoaderConfig
+) -> tuple[str, ...]:
+    crop, trained_on = loader.crop_voxels, model.card.crop_voxels if isinstance(model, Loaded) else None
+    fields = {tuple(row.shape) for row in store.rows if split is None or row.split == split}
+    cut = sum(any(have > want for have, want in zip(field, crop, strict=True)) for field in fields) if crop else 0
+    if crop and cut:
+        return (
+            f"ONLY THE MIDDLE IS READ: {_size(crop)} voxels of fields of up to {_size(max(fields))}, while labels and "
+            "reports tell of whole studies.",
+        )
+    if trained_on and crop != trained_on:
+        return (f"Read whole; the checkpoint was trained on crops of {_size(trained_on)} voxels.",)
+    return ()
+
+
+def _size(voxels: Sequence[int]) -> str:
+    return " x ".join(map(str, voxels))
 
 
 def unread_note(recipe: Recipe, store: StudySource, split: str | None, *, trained: bool = False) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Config(Settings):
         against: what stands against a finding in the zero-shot score, see tasks/zero_shot.py.
         prompts: a JSON file of sentences instead of our own.
         pictures: so many of the studies are drawn, where maps are written.
-        loader: how to load; None takes the checkpoint's.
+        loader: how studies are read; None reads them whole.
         draws: of the bootstrap.
     """
 
@@ -145,7 +145,7 @@ def score(
             model=type(answers.trained.net).__name__,
             simulated=is_simulated(store, side_of(config.split)),
             notes=(
-                *seen_note(model, store, side_of(config.split)),
+                *seen_note(model, store, side_of(config.split), answers.loader),
                 *_seen_by_detector(answers, cases),
                 *_notes(gathered, cases, config),
             ),

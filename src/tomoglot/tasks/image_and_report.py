@@ -77,7 +77,7 @@ class Config(Settings):
         text: vectors of reports by the recipe's "own" text side (the "packaged" encoder where it has none).
         fused: also the fused vector, where the recipe has one.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     split: str = "test"
@@ -158,7 +158,7 @@ def score(
         draws=config.draws,
         seed=config.seed,
     )
-    about = (*seen_note(model, job.store, config.split), *unread_note(job.recipe, job.store, config.split))
+    about = (*seen_note(model, job.store, config.split, job.loader), *unread_note(job.recipe, job.store, config.split))
     return result.under(config).but(
         split=config.split,
         model=type(job.recipe).__name__,

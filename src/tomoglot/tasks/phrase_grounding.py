@@ -85,7 +85,7 @@ class Config(Settings):
         limit: at most so many studies, drawn at random; None takes all.
         tolerance_mm: how far from the lesion the pointing game still counts as a hit.
         pictures: so many of the studies are drawn, where maps are written.
-        loader: how to load; None takes the checkpoint's.
+        loader: how studies are read; None reads them whole.
         draws: of the bootstrap.
     """
 
@@ -157,7 +157,7 @@ def score(
             split=config.split,
             model=type(recipe).__name__,
             simulated=is_simulated(store, split),
-            notes=(*seen_note(model, store, split), *_notes(asking, cases, config)),
+            notes=(*seen_note(model, store, split, loader), *_notes(asking, cases, config)),
         )
     )
 

@@ -77,7 +77,7 @@ class Config(Settings):
         beams: of the search; 1 takes the likeliest piece each time.
         schedule: of training.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     mode: Literal["frozen", "finetune"] = "frozen"
@@ -132,6 +132,8 @@ def score(
             a kept writer that does not go with the checkpoint or the store.
     """
     recipe, settings = opened(model, store, config.loader)
+    # A kept writer reads as its card says.
+    reading = settings if config.writer_from is None else None
     if config.writer_from is not None:
         written, rows, notes = _with_kept(recipe, store, config, config.writer_from)
     else:
@@ -149,7 +151,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *unread, *notes, *result.notes),
+        notes=(*seen_note(model, store, split, reading), *unread, *notes, *result.notes),
     )
 
 

@@ -68,7 +68,7 @@ class Config(Settings):
         volumes: vectors of volume to volume: the encoder's `features` (any recipe; each sequence standardised over
             the split), or those of the space `shared` with text.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     split: str = "test"
@@ -119,7 +119,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *unread_note(recipe, store, split), *result.notes),
+        notes=(*seen_note(model, store, split, settings), *unread_note(recipe, store, split), *result.notes),
     )
 
 

@@ -75,7 +75,7 @@ class Config(Settings):
         checks: how often, in training, the val split is asked which weights to keep.
         schedule: of training.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     questions: Path | None = None
@@ -181,7 +181,7 @@ def score(
         studies=len({row.key for row, _ in asked}),
         scores=tuple(scores),
         comparisons=comparisons,
-        notes=(*seen_note(model, store, config.split), *unread, *notes, *job.notes),
+        notes=(*seen_note(model, store, config.split, settings), *unread, *notes, *job.notes),
         predictions=_predictions(asked, marked[MODEL]),
     ).under(config)
 

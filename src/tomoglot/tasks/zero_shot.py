@@ -74,7 +74,7 @@ class Config(Settings):
         temperature: what similarities are divided by before the sigmoid.
         subset_limit: at most so many subsets of the sequences are scored.
         draws: of the bootstrap.
-        loader: how studies are read; None takes what the checkpoint's card says.
+        loader: how studies are read; None reads them whole.
     """
 
     split: str = "test"
@@ -205,7 +205,7 @@ def score(
         split=config.split,
         model=type(recipe).__name__,
         simulated=is_simulated(store, split),
-        notes=(*seen_note(model, store, split), *unread_note(recipe, store, split), *result.notes),
+        notes=(*seen_note(model, store, split, settings), *unread_note(recipe, store, split), *result.notes),
     )
 
 
