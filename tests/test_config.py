@@ -5,11 +5,13 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from tomoglot.batches.loader import LoaderConfig
 from tomoglot.config import Settings
 from tomoglot.encoders.vision import VisionEncoder
 from tomoglot.recipes.medmap import MedMAP
 from tomoglot.run import RunConfig
 from tomoglot.store.plan import Plan
+from tomoglot.tasks import classification
 
 
 def test_but_changes_a_copy_and_only_what_is_named() -> None:
@@ -70,3 +72,13 @@ def test_settings_that_are_right_only_together_are_changed_together() -> None:
     assert config.set(["vision.widths=[8,16]", "vision.blocks=[0,0]"]).vision.widths == (8, 16)
     replaced = config.set(["vision=plain_conv:small", "vision.groups=4"])
     assert (replaced.vision.widths, replaced.vision.groups) == ((32, 64, 128, 256), 4)
+
+
+def test_a_part_that_is_not_there_begins_with_its_usual_values() -> None:
+    """Else the only way to change one value of it would be to write the whole part as JSON."""
+    asked = classification.Config().set(["loader.crop_voxels=[8,8,8]", "loader.workers=0"])
+    assert asked.loader == LoaderConfig(crop_voxels=(8, 8, 8), workers=0)
+    with pytest.raises(ValueError, match=r"loader\.crop: there is no setting 'crop'; did you mean 'crop_voxels'"):
+        asked.set(["loader.crop=1"])
+    with pytest.raises(ValueError, match="spacing_mm is a NoneType, it has no keys below it"):
+        Plan().set(["spacing_mm.x=1"])

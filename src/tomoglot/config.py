@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
@@ -28,7 +28,8 @@ class Settings(BaseModel):
     def but(self, **changes: Any) -> Self:
         """Return a copy with some values changed, validated again.
 
-        Keys may be dotted to reach a nested settings object: ``config.but(**{"schedule.steps": 10})``.
+        Keys may be dotted to reach a nested settings object: ``config.but(**{"schedule.steps": 10})``. A part that is
+        None begins with its usual values.
 
         Raises:
             ValueError: a key does not exist (the nearest known key is named) or a value does not fit.
@@ -54,6 +55,8 @@ class Settings(BaseModel):
         values: dict[str, Any] = {field: getattr(start, field) for field in type(self).model_fields}
         for name, inner in below.items():
             child = values[name]
+            if child is None:
+                child = _usual_part(type(self).model_fields[name].annotation)
             if not isinstance(child, Settings):
                 keys = ", ".join(f"{above}{name}.{key}" for key in inner)
                 raise ValueError(f"{keys}: {name} is a {type(child).__name__}, it has no keys below it")
@@ -129,6 +132,12 @@ def unknown_key(whole: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
     return f"{whole}: there is no setting {name!r}; {hint}"
+
+
+def _usual_part(annotation: Any) -> Settings | None:
+    """The settings object with its usual values that a part may be instead of None, if there is one such class."""
+    kinds = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Settings)]
+    return kinds[0]() if len(kinds) == 1 else None
 
 
 def _json_or_text(text: str) -> Any:
