@@ -38,7 +38,8 @@ from tomoglot.tasks.embeddings import (
     unread_note,
 )
 from tomoglot.tasks.heads.detector import Detector, DetectorSettings, save_detector
-from tomoglot.tasks.heads.probe import Pooling, probe_result
+from tomoglot.tasks.heads.kept_probe import save_probe
+from tomoglot.tasks.heads.probe import Fitted, Pooling, probe_result
 from tomoglot.tasks.labels import PartOfStore, fewer_labels
 from tomoglot.tasks.scores.detection_scores import choose_thresholds, result_of
 from tomoglot.tasks.scores.intervals import DRAWS
@@ -133,7 +134,7 @@ def score(
 ) -> TaskResult:
     """Train on the train split, choose on val, score on the settings' split, with controls.
 
-    With `out`, what was fine-tuned is written as the folder `detector` (see `heads.detector.load_detector`).
+    With `out`, what was learned is written as the folder `probe` or `detector`, which `external` scores elsewhere.
 
     Raises:
         ValueError: a split without studies, a split that is learned from, a store without labels, a finding that it
@@ -148,7 +149,9 @@ def score(
         raise ValueError(f"findings: the store labels no {', '.join(unknown)}; it labels {', '.join(store.findings)}")
     recipe, settings = opened(model, store, config.loader)
     if config.mode == "probe":
-        result = _probed(recipe, store, config, settings, progress)
+        result, fitted = _probed(recipe, store, config, settings, progress)
+        if out is not None:
+            _save_probe(out / "probe", fitted, model, store)
     else:
         result = _finetuned(recipe, _plan(recipe, store, config, settings), out=out, progress=progress)
     unread = unread_note(recipe, store, config.split, trained=config.mode == "finetune")
@@ -220,7 +223,7 @@ def _plan(recipe: Recipe, store: StudySource, config: Config, settings: LoaderCo
 
 def _probed(
     recipe: Recipe, store: StudySource, config: Config, settings: LoaderConfig, progress: Progress | None
-) -> TaskResult:
+) -> tuple[TaskResult, Fitted]:
     splits = ("train", CHOOSING, config.split)
 
     def embed(recipe: Recipe) -> dict[str, StoreEmbeddings]:
@@ -229,7 +232,8 @@ def _probed(
             for side in splits
         }
 
-    return probe_result(
+    fitted: list[Fitted] = []
+    result = probe_result(
         embed(recipe),
         embed(from_scratch(recipe, seed=config.seed)) if config.controls else None,
         splits=splits,
@@ -238,7 +242,9 @@ def _probed(
         findings=config.findings,
         draws=config.draws,
         seed=config.seed,
+        keep=fitted.append,
     )
+    return result, fitted[0]
 
 
 def _finetuned(recipe: Recipe, job: _Job, *, out: Path | None, progress: Progress | None) -> TaskResult:
@@ -267,7 +273,7 @@ def _finetuned(recipe: Recipe, job: _Job, *, out: Path | None, progress: Progres
             thresholds[IMAGE_REMOVED] = thresholds[MODEL]
         subsets, more, told = _score_shown(net, job, truth)
         if out is not None:
-            _save(out / "detector", net, job)
+            _save(out / "detector", net, job, thresholds[MODEL])
     result = result_of(
         said,
         truth,
@@ -335,7 +341,7 @@ def _acquired(job: _Job, studies: Sequence[str]) -> NDArray[np.bool_]:
     return np.array([[name in has[study] for name in job.loader.sequences] for study in studies])
 
 
-def _save(folder: Path, net: Detector, job: _Job) -> None:
+def _save(folder: Path, net: Detector, job: _Job, thresholds: dict[str, float]) -> None:
     learned = {row.subject for row in job.training.rows if row.split == "train"}
     save_detector(
         folder,
@@ -344,6 +350,19 @@ def _save(folder: Path, net: Detector, job: _Job) -> None:
         loader=job.loader,
         simulated=is_simulated(job.store, "train"),
         learned_from=learned,
+        thresholds=thresholds,
+    )
+
+
+def _save_probe(folder: Path, fitted: Fitted, model: Recipe | Loaded, store: StudySource) -> None:
+    people = {row.key: row.subject for row in store.rows}
+    save_probe(
+        folder,
+        fitted,
+        encoder=model.card.weights_digest if isinstance(model, Loaded) else "",
+        plan=store.plan,
+        simulated=is_simulated(store, "train"),
+        learned_from={people[study] for study in fitted.taught.studies},
     )
 
 

@@ -27,6 +27,7 @@ findings' prompts (`queries/prompts.py`), the same for every study, through a le
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -306,7 +307,10 @@ class Detector(nn.Module):
 
 
 class DetectorCard(KeptCard):
-    """What a saved detector is, what it reads, and which subjects it learned from (salted digests)."""
+    """What a saved detector is, what it reads, and which subjects it learned from (salted digests).
+
+    `thresholds` call a finding present; they were chosen on the val split of the training, where it had one.
+    """
 
     recipe: SerializeAsAny[Recipe.Config]
     settings: DetectorSettings
@@ -315,10 +319,18 @@ class DetectorCard(KeptCard):
     embedding: int
     prompts: tuple[int, ...] | None
     loader: LoaderConfig
+    thresholds: dict[str, float] = Field(default_factory=dict)
 
 
 def save_detector(
-    folder: Path, net: Detector, *, plan: Plan, loader: LoaderConfig, simulated: bool, learned_from: set[str]
+    folder: Path,
+    net: Detector,
+    *,
+    plan: Plan,
+    loader: LoaderConfig,
+    simulated: bool,
+    learned_from: set[str],
+    thresholds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write weights and card, each whole or not at all; returns the folder.
 
@@ -335,6 +347,7 @@ def save_detector(
         plan=plan,
         loader=loader,
         simulated=simulated,
+        thresholds=dict(thresholds or {}),
         **account_of(learned_from),
     )
     return write_kept(folder, CARD, card, net)

@@ -6,7 +6,7 @@ which sequences were acquired and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from tomoglot.tasks.labels import keep_subjects
 from tomoglot.tasks.scores.detection_scores import result_of
 from tomoglot.tasks.scores.intervals import DRAWS, macro_auroc
 from tomoglot.tasks.scores.scoring import Truth, truth_of
-from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH, TaskResult
+from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH, TaskResult
 
 Pooling = Literal["mean_max", "concat"]
 Splits = tuple[str, str, str]
@@ -43,6 +43,17 @@ class Probe:
             for kind in self.classifiers
         ]
         return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """The model's probe, what it learned from, and the training means that `concat` fills in."""
+
+    probe: Probe
+    pooling: Pooling
+    fill: NDArray[np.floating] | None
+    taught: Truth
+    embeddings: StoreEmbeddings
 
 
 def pool_sequences(
@@ -116,27 +127,31 @@ def probe_result(
     findings: tuple[str, ...] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    keep: Callable[[Fitted], None] = lambda fitted: None,
 ) -> TaskResult:
     """Probe embeddings by split. With `scratch` (the same studies through random weights) the controls are scored too.
 
-    `findings` are those that are asked; None asks all.
+    `findings` are those that are asked; None asks all. `keep` is given the model's probe.
 
     The image-removed control sees which sequences were acquired, and nothing else.
     """
-    arms = {"model": {split: pooled for split, pooled in _pooled(ours, splits, pooling).items()}}
+    arms = {MODEL: {split: pooled for split, pooled in _pooled(ours, splits, pooling).items()}}
     if scratch is not None:
         arms[SCRATCH] = _pooled(scratch, splits, pooling)
         arms[IMAGE_REMOVED] = {split: ours[split].acquired.astype(np.float64) for split in splits}
     truths = {split: truth_of(ours[split]).columns(findings or ours[split].findings) for split in splits}
     fitting, _, scored = splits
-    keep = keep_subjects(truths[fitting].subjects, fraction=label_fraction, seed=seed)
-    truths[fitting] = truths[fitting].rows(keep)
+    labelled = keep_subjects(truths[fitting].subjects, fraction=label_fraction, seed=seed)
+    truths[fitting] = truths[fitting].rows(labelled)
     predicted, notes = {}, list[str]()
     for name, features in arms.items():
-        kept = {**features, fitting: features[fitting][keep]}
+        kept = {**features, fitting: features[fitting][labelled]}
         probe, said = choose_probe(kept, truths, splits)
         predicted[name] = probe.predict(kept[scored])
-        notes += [f"{name}: C = {probe.inverse_penalty:g} on {int(keep.sum())} labelled studies.", *said]
+        notes += [f"{name}: C = {probe.inverse_penalty:g} on {int(labelled.sum())} labelled studies.", *said]
+        if name == MODEL:
+            fill = sequence_means(ours[fitting]) if pooling == "concat" else None
+            keep(Fitted(probe=probe, pooling=pooling, fill=fill, taught=truths[fitting], embeddings=ours[fitting]))
     result = result_of(predicted, truths[scored], task="abnormality-probe", draws=draws, seed=seed)
     return result.but(split=scored, notes=(*result.notes, *notes))
 
