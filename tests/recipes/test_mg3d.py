@@ -187,6 +187,26 @@ def test_ssm_gets_worse_when_sentences_read_the_volume_of_another_study() -> Non
     assert alike > right + 0.2 and read.abs().max() < 0.5
 
 
+def test_trained_on_alone_ssm_gets_worse_under_another_order_of_the_volumes() -> None:
+    """Through the recipe. Kinds say a side and fluid or none; an exchange of the middle two breaks both likenesses."""
+    module = trained(built(**only("ssm")), 120)
+    wrong = values(module, lambda one: replace(one, volumes=one.volumes[[0, 2, 1, 3]]))["ssm"]
+    assert wrong > 1.1 * values(module)["ssm"] + 0.01
+
+
+@pytest.mark.parametrize("likeness", ["encoded", "inputs"])
+def test_half_precision_gives_nearly_the_same_terms(likeness: str) -> None:
+    found = []
+    for on in (False, True):
+        module = built(likeness=likeness, **{f"{name}_weight": 1.0 for name in TERMS})
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            found.append(module.losses(batch(KINDS), progress=0.0))
+    assert found[0].keys() == set(TERMS)
+    for name, term in found[0].items():
+        torch.testing.assert_close(found[1][name].float(), term, atol=0.1, rtol=0.05)
+
+
 def test_as_released_dcl_and_ssm_are_met_without_any_volume_and_ours_are_not() -> None:
     """Trap 13. As released a sentence's feature is its own value, opened or shut by one number of the volume."""
     fusion = GatedFusion.Config(width=48, layers=1, values="sentence", apart=False)

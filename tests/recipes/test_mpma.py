@@ -1,5 +1,6 @@
 """MPMA-style: both sides are hidden at once, each named component matters, and each can be switched off."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -244,6 +245,35 @@ def test_studies_without_a_report_are_left_out_of_what_needs_one(reports: tuple[
     assert terms["image"] > 0 and terms["global"] == 0 and terms["local"] == 0
     assert (terms["report"] > 0) == (REPORTS[0] in reports)
     torch.stack(list(terms.values())).sum().backward()
+
+
+def test_a_batch_without_a_report_leaves_no_weight_out_of_the_graph() -> None:
+    """Devices must reduce the same gradients in the same order, also where one of them has nothing to rebuild."""
+    reached = []
+    for reports in (REPORTS, (None,) * 4):
+        module = build()
+        torch.stack(list(terms_of(module, batch(reports=reports)).values())).sum().backward()
+        reached.append({name for name, weight in module.named_parameters() if weight.grad is not None})
+    of_reports = {name for name in reached[0] if name.startswith(("fusion.", "word_head."))}
+    assert of_reports and of_reports <= reached[1]
+
+
+def test_what_fills_up_patches_is_not_rebuilt() -> None:
+    """13 x 12 x 6 voxels in patches of 4: the definition, patch by patch, over the voxels that there are."""
+    module = build().eval()
+    given = module.draw(batch(shape=(13, 12, 6)))
+    view = module.look(given, patch_share=0.75, word_share=0.0)
+    rebuilt = module.decoder(view.seen, view.visible, given.grid).detach()
+    errors = []
+    for volume in range(len(given.volumes)):
+        for number, (i, j, k) in enumerate(itertools.product(range(4), range(3), range(2))):
+            if view.visible[volume, number]:
+                continue
+            there = given.volumes[volume, 0, 4 * i : min(4 * i + 4, 13), 4 * j : 4 * j + 4, 4 * k : min(4 * k + 4, 6)]
+            wanted = (there - there.mean()) / (there.var() + 1e-6).sqrt()
+            said = rebuilt[volume, number].view(4, 4, 4)[: there.shape[0], : there.shape[1], : there.shape[2]]
+            errors.append((said - wanted).square().flatten())
+    torch.testing.assert_close(module.rebuild_volumes(given, view), torch.cat(errors).mean(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_study_without_a_volume_is_left_out() -> None:

@@ -22,12 +22,14 @@ class Given:
 
     Attributes:
         grid: patches along each axis.
+        voxels: size of a volume before it was filled up to whole patches.
         study: row in the batch of each volume, and `slot` its number among those of its study.
         paired: studies with a volume and a report.
     """
 
     volumes: Float[Tensor, "v 1 i j k"]
     grid: Voxels
+    voxels: Voxels
     study: Int[Tensor, " v"]
     slot: Int[Tensor, " v"]
     tokens: Tokens
@@ -72,10 +74,11 @@ def draw_pairs(batch: Batch, vision: ViT, text: TrainedTextEncoder, *, sequences
     """Draw volumes, and cut reports into words: findings and impression; the technique names the sequences."""
     drawn, study, slot = draw_volumes(batch, sequences)
     volumes, grid = vision.filled(drawn)
+    i, j, k = drawn.shape[2:]
     tokens = text.tokenise([report_body(said) if said and said.strip() else None for said in batch.reports])
     tokens = tokens.to(volumes.device)
     paired = batch.acquired.any(dim=1) & (tokens.word >= 0).any(dim=1)
-    return Given(volumes=volumes, grid=grid, study=study, slot=slot, tokens=tokens, paired=paired)
+    return Given(volumes=volumes, grid=grid, voxels=(i, j, k), study=study, slot=slot, tokens=tokens, paired=paired)
 
 
 def look(given: Given, vision: ViT, text: TrainedTextEncoder, *, patch_share: float, word_share: float) -> View:

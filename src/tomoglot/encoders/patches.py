@@ -56,10 +56,20 @@ def unpatchify(patches: Float[Tensor, "b p v"], patch: Voxels, grid: Voxels) -> 
     return split.reshape(studies, size // voxels, i, j, k)
 
 
-def patch_targets(volumes: Volumes, patch: Voxels, *, eps: float = 1e-6) -> Float[Tensor, "b p v"]:
+def real_voxels(shape: Voxels, patch: Voxels, grid: Voxels) -> Bool[Tensor, "1 p v"]:
+    """Which values of each patch lie in a volume of this shape, and not in what fills it up to whole patches."""
+    whole = torch.zeros(1, 1, *(edge * count for edge, count in zip(patch, grid, strict=True)))
+    whole[:, :, : shape[0], : shape[1], : shape[2]] = 1
+    return patchify(whole, patch).bool()
+
+
+def patch_targets(
+    volumes: Volumes, patch: Voxels, *, real: Bool[Tensor, "1 p v"] | None = None, eps: float = 1e-6
+) -> Float[Tensor, "b p v"]:
     """Patches, each less its mean and over its own deviation (He 2022, sec. 4.1: normalised pixels as targets).
 
     The variance is divided by v - 1 and `eps` is added to it, as the public code does: background stays at zero.
+    Only `real` values count, and the others are zero; a patch that holds one of them alone is zero.
 
     Raises:
         ValueError: patches do not tile the volumes exactly, or a patch is a single value.
@@ -67,8 +77,14 @@ def patch_targets(volumes: Volumes, patch: Voxels, *, eps: float = 1e-6) -> Floa
     patches = patchify(volumes, patch)
     if patches.shape[-1] < 2:
         raise ValueError(f"a patch of {tuple(patch)} voxels is one value, which has no deviation to divide by")
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + eps).sqrt()
+    if real is None or bool(real.all()):
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + eps).sqrt()
+    count = real.sum(dim=-1, keepdim=True)
+    mean = (patches * real).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+    centred = (patches - mean) * real
+    variance = centred.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)
+    return centred / (variance + eps).sqrt()
 
 
 def imaged_patches(volumes: Volumes, patch: Voxels) -> Bool[Tensor, "b p"]:

@@ -294,7 +294,10 @@ def mean_by_sentence(
     """
     member = sentence[:, None, :] == torch.arange(num_sentences, device=sentence.device)[None, :, None]
     count = member.sum(2)
-    return (member.to(states.dtype) @ states) / count.clamp(min=1)[..., None], count > 0
+    # A mean in the precision of what is averaged, which autocast would lower.
+    with torch.autocast(states.device.type, enabled=False):
+        total = member.to(states.dtype) @ states
+    return total / count.clamp(min=1)[..., None], count > 0
 
 
 @dataclass(eq=False)

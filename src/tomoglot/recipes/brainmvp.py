@@ -38,7 +38,7 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from tomoglot.batches.batch import Batch
 from tomoglot.batches.mask import hidden_voxels
@@ -73,6 +73,7 @@ _FULL_RUN: dict[str, Any] = {
     "schedule.batches_per_step": 8,
 }
 
+TOO_FEW = "the contrast needs two or more studies in a batch; raise loader.batch_size, or set recipe.mcl_weight=0"
 # Presets of this file, with the run that each is meant for: a mark stands where a value is not ours.
 PRESETS: dict[str, dict[str, Any]] = {"tiny": _TINY_RUN, "mae": _TINY_RUN, "paper": _FULL_RUN, "released": _FULL_RUN}
 
@@ -180,10 +181,13 @@ class BrainMVP(OneEncoder):
         A term whose weight is 0, or that is not on yet, is left out, and what only it needs is not computed.
 
         Raises:
-            ValueError: the contrast is on and no two studies can be compared; an unknown sequence; crops that lie
-                outside the template grid.
+            ValueError: the contrast is on, now or later, and no two studies can be compared; an unknown sequence; crops
+                that lie outside the template grid.
         """
         config = self.config
+        if config.mcl_weight > 0 and config.contrast_from < 1 and len(batch) * _devices() < 2:
+            # At the first step, and not after the part of the run that has no contrast.
+            raise ValueError(TOO_FEW)
         targets = self.draw_targets(batch)
         contrast = config.mcl_weight > 0 and progress >= config.contrast_from
         views = self.make_views(batch, targets, progress=progress, both=contrast)
@@ -303,8 +307,12 @@ class BrainMVP(OneEncoder):
                 total = total + count * info_nce(first[rows], second[rows], temperature=self.config.temperature)
                 counted += count
         if counted == 0:
-            raise ValueError("the contrast needs two or more studies in a batch; raise loader.batch_size")
+            raise ValueError(TOO_FEW)
         return total / counted
+
+
+def _devices() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def tiny() -> BrainMVP.Config:

@@ -15,6 +15,8 @@ The paper has three pages and its released code is another project, so most valu
 | multi-positive targets                  | inferred | one report covers all sequences of a study |
 | weight 0.75 of volume to report         | inferred | the side that is trained counts more |
 | temperature 0.07, learned               | inferred | the usual start; the code's scale lacks its exponential |
+| SwinUNETR's encoder, width 48           | code     | both branches; `swin:base`, the last map at 1/32 |
+| crops of 96^3                           | code     | branch A; Swin_CLIP takes 128^3 |
 | projection width 768                    | code     | Swin_CLIP |
 | AdamW 5e-5, decay 0.1, cosine           | code     | train_CLIP |
 | `bank="tied"` and `"adapter"`           | inferred | switches of ours: fewer parameters where studies are few |
@@ -48,7 +50,7 @@ from tomoglot.encoders.fusion import RunningStandardiser
 from tomoglot.encoders.text import FrozenTextEncoder, TextEncoder
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
-from tomoglot.recipes.recipe import Recipe
+from tomoglot.recipes.recipe import Recipe, nothing_of
 from tomoglot.studies.report import report_body
 from tomoglot.types import Scalar, SequenceEmbeddings
 
@@ -67,11 +69,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loader.augment.shift": 0.1,
     },
     "paper": {
-        "schedule.steps": 46_000,  # code: 100 epochs at batch 16 over 7,392 pairs
+        "schedule.steps": 46_000,  # code: 100 epochs at batch 16 over 7,392 pairs of a volume and a report
         "schedule.warmup_steps": 1_380,  # code: 3 % of the run
         "schedule.learning_rate": 5e-5,  # code: train_CLIP
         "schedule.weight_decay": 0.1,  # code: train_CLIP
         "loader.batch_size": 16,  # code: shipped script
+        "loader.sequences_per_study": 1,  # code: a step reads 16 pairs
+        "loader.crop_voxels": (96, 96, 96),  # code
     },
 }
 
@@ -164,20 +168,27 @@ class MedMAP(Recipe):
 
     @property
     def temperature(self) -> Scalar:
-        """Temperature of the contrast, kept at or above 0.01 (Radford 2021, sec. 2.5)."""
-        return self.log_temperature.exp().clamp(min=0.01)
+        """Temperature of the contrast, kept at or above 0.01 (Radford 2021, sec. 2.5).
+
+        Below it the gradient still reaches the parameter, which would else never come back.
+        """
+        free = self.log_temperature.exp()
+        return free + (free.clamp(min=0.01) - free).detach()
 
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:
         """`sequence`: each volume against the reports; `study`: the mean over sequences against the reports.
 
         Raises:
-            ValueError: fewer than two studies of the batch have a report.
+            ValueError: fewer than two studies have a report, of the batch, or with `gather` of all devices' batches.
         """
         reported = torch.tensor([bool(report) for report in batch.reports], device=batch.acquired.device)
-        if int(reported.sum()) < 2:
+        compared = gather_with_gradient(reported) if self.config.gather else reported
+        if int(compared.sum()) < 2:
             raise ValueError("contrast needs two or more studies with a report in a batch; raise loader.batch_size")
         asked = batch.acquired & reported[:, None]
         volumes = self._project(batch, asked)
+        if not asked.any():
+            volumes = volumes + nothing_of(self)
         texts = self._embed_reports([batch.reports[row] or "" for row in reported.nonzero().flatten().tolist()])
         words = [batch.reports[row] for row in reported.nonzero().flatten().tolist()]
         terms: dict[str, Scalar] = {}
@@ -284,13 +295,13 @@ class MedMAP(Recipe):
         features, columns = self._encode(batch, asked), self._columns(batch)
         if self.config.bank != "separate":
             projected = features.new_zeros((*asked.shape, self.embedding))
-            projected[asked] = self.volume_projections["shared"](features[asked])
+            projected[asked] = self.volume_projections["shared"](features[asked]).to(projected.dtype)
             return projected
         parts = features.new_zeros((*asked.shape, self.embedding))
         for name, column in columns.items():
             rows = asked[:, column]
             if rows.any():
-                parts[rows, column] = self.volume_projections[name](features[rows, column])
+                parts[rows, column] = self.volume_projections[name](features[rows, column]).to(parts.dtype)
         return parts
 
     def _embed_reports(self, reports: list[str]) -> Float[Tensor, "n e"]:
@@ -304,7 +315,8 @@ class MedMAP(Recipe):
             sentences = self.text.sentences_of(body)
             drawn = torch.rand(len(sentences)).argsort()[: math.ceil(self.config.sentences_kept * len(sentences))]
             rows.append(self.text.embed([sentences[int(i)] for i in drawn]).to(device).mean(dim=0))
-        return F.normalize(self.text_projection(torch.stack(rows)), dim=-1)
+        drawn_from = torch.stack(rows) if rows else self.text.embed([]).to(device)
+        return F.normalize(self.text_projection(drawn_from), dim=-1)
 
     def _positives(self, words: list[str | None], owner: Tensor, *, device: torch.device) -> Bool[Tensor, "n m"]:
         """Which pairs of volume and report agree: those of one study, and those of studies with the same words.
@@ -319,7 +331,7 @@ class MedMAP(Recipe):
         rank = torch.distributed.get_rank() if distributed else 0
         # What tells studies apart on one process does not across processes: the rank does.
         apart = torch.tensor([rank, 0 if self.config.multi_positive else rank], device=device)
-        mine = torch.stack([owner.to(device), torch.tensor(numbers, device=device)], dim=1)
+        mine = torch.stack([owner.to(device), torch.tensor(numbers, dtype=torch.int64, device=device)], dim=1)
         keys = torch.stack([apart.expand(len(words), 2), mine], dim=2)
         every = gather_with_gradient(keys) if self.config.gather else keys
         same = (keys[:, None] == every[None]).all(dim=-1)
@@ -360,4 +372,4 @@ def tiny() -> MedMAP.Config:
 
 def paper() -> MedMAP.Config:
     """As the paper states it, an encoder a sequence; sizes that it does not state are the released code's."""
-    return MedMAP.Config(vision=VisionEncoder.Config.named("uniformer:small"), bank="separate", embedding=768)
+    return MedMAP.Config(vision=VisionEncoder.Config.named("swin:base"), bank="separate", embedding=768)

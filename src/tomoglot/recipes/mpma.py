@@ -53,13 +53,13 @@ from tomoglot.encoders.decoder import PatchDecoder
 from tomoglot.encoders.fusion import RunningStandardiser
 from tomoglot.encoders.memory import MemoryFusion
 from tomoglot.encoders.paired import Given, View, draw_pairs, look
-from tomoglot.encoders.patches import imaged_patches, patch_targets
+from tomoglot.encoders.patches import imaged_patches, patch_targets, real_voxels
 from tomoglot.encoders.text_trained import TrainedTextEncoder, WordHead, mean_by_word, pool_words
 from tomoglot.encoders.vit import ViT
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce
 from tomoglot.objectives.language import hidden_token_loss
 from tomoglot.objectives.local_words import Ways, attention_maps, gather_rows, word_contrast
-from tomoglot.recipes.recipe import OneEncoder, Recipe
+from tomoglot.recipes.recipe import OneEncoder, Recipe, nothing_of
 from tomoglot.types import Scalar, SequenceEmbeddings
 
 _TINY_RUN: dict[str, Any] = {
@@ -279,15 +279,19 @@ class MPMA(OneEncoder):
         return look(given, self.vision, self.text, patch_share=patch_share, word_share=word_share)
 
     def rebuild_volumes(self, given: Given, view: View) -> Scalar:
-        """Mean square over the hidden patches, each normalised by itself."""
-        rebuilt = self.decoder(view.seen, view.visible, given.grid)[~view.visible]
-        return F.mse_loss(rebuilt.float(), patch_targets(given.volumes, self.vision.patch)[~view.visible])
+        """Mean square over the voxels of hidden patches, each patch normalised by itself; what fills up is left out."""
+        hidden, patch = ~view.visible, self.vision.patch
+        rebuilt = self.decoder(view.seen, view.visible, given.grid)[hidden].float()
+        real = real_voxels(given.voxels, patch, given.grid).to(rebuilt.device)
+        wanted = patch_targets(given.volumes, patch, real=real)[hidden]
+        counted = real.expand(len(hidden), -1, -1)[hidden]
+        return ((rebuilt - wanted).square() * counted).sum() / counted.sum().clamp(min=1)
 
     def rebuild_reports(self, given: Given, view: View) -> Scalar:
         """Cross-entropy of the hidden words of studies that have both sides."""
         rows = given.paired
         if not rows.any():
-            return view.seen.sum() * 0.0
+            return view.seen.sum() * 0.0 + nothing_of(self.fusion, self.word_head)
         if self.config.guide_report:
             outputs = self.fusion(view.states[rows], view.joined[rows], view.attended[rows])
         else:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -154,6 +155,15 @@ class OneEncoder(Recipe):
     def backbone(self, sequence: str | None = None) -> VisionEncoder:
         """The one encoder."""
         return self.vision
+
+
+def nothing_of(*modules: nn.Module) -> Scalar:
+    """0, by way of every weight that is trained.
+
+    What one device leaves out of its graph the others still reduce, in an order of their own: the run hangs or aborts.
+    """
+    sums = [weight.sum() for module in modules for weight in module.parameters() if weight.requires_grad]
+    return torch.stack(sums).sum() * 0.0
 
 
 def names() -> list[str]:
