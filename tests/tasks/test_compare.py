@@ -96,6 +96,7 @@ def test_every_arm_is_trained_once_a_seed_and_share_without_controls(store: Any)
         progress=lambda *at: told.append(at),
     )
     assert told == [(n, 12) for n in range(1, 13)]
+    assert {row.of for row in result.comparisons} == {"good"}, "named as its arm is in the table"
     assert not any(config.controls for config in Stub.asked)
     assert {(c.seed, c.label_fraction) for c in Stub.asked} == {(0, 0.1), (1, 0.1), (0, 1.0), (1, 1.0)}
     assert [(s.arm, s.name) for s in result.scores[:3]] == [

@@ -316,7 +316,7 @@ def _compare(rows: Sequence[_Trained], ours: str, draws: int) -> tuple[Compariso
     for row in others:
         test = paired_test(own[row.title].statistic, row.statistic, row.subjects, draws=draws)
         tests.append((row.title, row.metric, row.arm, len(np.unique(row.subjects)), test))
-    return holm_comparisons(tests)
+    return tuple(found.but(of=ours) for found in holm_comparisons(tests))
 
 
 def _seed_note(row: _Trained, starts: int, seeds: Sequence[int]) -> str:

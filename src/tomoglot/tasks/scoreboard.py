@@ -19,7 +19,7 @@ def cells(score: Score) -> tuple[str, ...]:
 def compare_text(comparison: Comparison) -> str:
     """A comparison in a sentence."""
     return (
-        f"{comparison.name} {comparison.metric}, model minus {comparison.against}: {comparison.value:+.3f} "
+        f"{comparison.name} {comparison.metric}, {comparison.of} minus {comparison.against}: {comparison.value:+.3f} "
         f"[{comparison.low:+.3f}, {comparison.high:+.3f}], p = {comparison.p_holm:.2g} (paired bootstrap over "
         f"{comparison.subjects} subjects, Holm)"
     )

@@ -160,9 +160,10 @@ class Score(Settings):
 
 
 class Comparison(Settings):
-    """The model minus a control on the same drawn subjects. `p_holm` is corrected over the result's comparisons."""
+    """An arm (`of`) minus another on the same drawn subjects. `p_holm` is corrected over the result's comparisons."""
 
     name: str
+    of: str = MODEL
     against: str
     value: FiniteFloat
     low: FiniteFloat

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tomoglot.tasks.scores.intervals import by_rows, draw_subjects, holm, interval, macro_auroc, paired_test
+from tomoglot.tasks.scores.regions import mean_statistic
 
 
 def cohort(subjects=40, visits=2, signal=1.0, seed=0):
@@ -67,6 +68,15 @@ def test_a_draw_without_one_of_the_classes_leaves_the_finding_out_and_a_draw_wit
 def test_a_statistic_that_cannot_be_scored_has_no_bounds():
     found = interval(macro_auroc(np.zeros((4, 1)), np.zeros((4, 1))), np.arange(4), draws=10)
     assert np.isnan([found.value, found.low, found.high]).all() and found.draws == 0
+
+
+@pytest.mark.parametrize(("people", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (30, 2 / 1000)])
+def test_few_subjects_cannot_be_certain(people: int, least: float) -> None:
+    """All of them better by the same: of n subjects that happens by chance in one of 2 ** (n - 1) cases."""
+    rows = np.arange(people)
+    better = mean_statistic(np.full((people, 1), 0.9))
+    worse = mean_statistic(np.full((people, 1), 0.1))
+    assert paired_test(better, worse, rows, draws=999).p == pytest.approx(least)
 
 
 def test_a_paired_test_sees_a_difference_that_separate_intervals_would_hide():

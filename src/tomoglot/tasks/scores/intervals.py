@@ -107,7 +107,8 @@ def paired_test(
 
     p is two-sided: twice the smaller share of draws on either side of zero, one added above and below so that it is
     never zero (Davison and Hinkley, Bootstrap Methods and their Application, sect. 4.2). Its floor is 2 / (draws + 1).
-    p is 1 where the difference cannot be scored.
+    p is 1 where the difference cannot be scored. Of n subjects it is never below 2 ** (1 - n), which is how often all
+    of them fall on one side by chance: the draws of one subject are all alike, and would call any difference certain.
     """
     weights = draw_subjects(subjects, draws=draws, seed=seed)
     all_rows = np.ones((1, len(subjects)))
@@ -116,7 +117,7 @@ def paired_test(
     bounds = percentile_interval(value, drawn, level=level)
     scored = drawn[np.isfinite(drawn)]
     smaller = min(int((scored <= 0).sum()), int((scored >= 0).sum()))
-    p = min(1.0, 2 * (smaller + 1) / (scored.size + 1))
+    p = min(1.0, max(2 * (smaller + 1) / (scored.size + 1), 2.0 ** (1 - len(np.unique(subjects)))))
     return PairedTest(value=value, low=bounds.low, high=bounds.high, p=p, draws=bounds.draws)
 
 
