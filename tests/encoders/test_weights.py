@@ -1,6 +1,7 @@
 """Loading says what fitted, and refuses too little before it touches the module."""
 
 import pickle
+import random
 
 import pytest
 import torch
@@ -109,6 +110,30 @@ def test_an_absent_or_broken_file_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=name) as failure:
         read_weights(tmp_path / name)
     assert str(tmp_path) not in str(failure.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_the_bytes_are_the_file_is_named_and_nothing_else_is_raised(tmp_path):
+    """A word, noise, and a good file with some bytes changed, in both of torch's forms."""
+    rng, path = random.Random(0), tmp_path / "weights.pt"
+    path.write_bytes(b"hello\n")
+    with pytest.raises(ValueError, match=r"weights\.pt: cannot be read as weights"):
+        read_weights(path)
+    wholes = []
+    for zipped in (True, False):
+        torch.save(module().state_dict(), path, _use_new_zipfile_serialization=zipped)
+        wholes.append(path.read_bytes())
+    refused = 0
+    for number in range(300):
+        broken = bytearray([*wholes, rng.randbytes(50)][number % 3])
+        for _ in range(4):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(broken[: rng.choice([len(broken), rng.randrange(len(broken))])])
+        try:
+            read_weights(path)
+        except ValueError as error:
+            refused += str(error).startswith("weights.pt: ")
+    assert refused > 150
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):

@@ -8,11 +8,12 @@ before anything is written.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -212,6 +213,22 @@ def _shapes(reshaped: Sequence[Reshaped]) -> tuple[str, ...]:
     return tuple(f"{name} (file {theirs}, module {ours})" for name, theirs, ours in reshaped)
 
 
+# What torch's reader says of bytes that are no weights; its machine of opcodes runs on whatever it is given.
+UNREADABLE = (
+    SafetensorError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    BadZipFile,
+)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read names and tensors from a safetensors file, or from a torch file with pickled code refused.
 
@@ -232,8 +249,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path.name}: holds more than tensors, and reading it would run code from the file; "
             "save its state dict alone, best as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
-        raise ValueError(f"{path.name}: cannot be read as weights: {error}") from error
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path.name}: cannot be read as weights, a .safetensors file or one of torch.save ({error!r})"
+        ) from error
     if isinstance(loaded, Mapping):
         inner = next((loaded[key] for key in WEIGHT_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
         tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
