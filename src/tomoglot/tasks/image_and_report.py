@@ -153,7 +153,7 @@ def score(
     result = result_of(
         columns[config.split],
         truths[config.split],
-        task="image-and-report",
+        task="image_and_report",
         thresholds=thresholds,
         draws=config.draws,
         seed=config.seed,

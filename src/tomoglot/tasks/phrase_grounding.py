@@ -150,7 +150,7 @@ def score(
     split = side_of(config.split)
     return (
         result_of_maps(
-            asking.gathered, asking.by_sequence, task="phrase-grounding", draws=config.draws, seed=config.seed
+            asking.gathered, asking.by_sequence, task="phrase_grounding", draws=config.draws, seed=config.seed
         )
         .under(config)
         .but(
