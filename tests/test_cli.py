@@ -130,7 +130,9 @@ def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
     monkeypatch.setattr(abnormality, "score", score)
     trained = SimpleNamespace(card=SimpleNamespace(store_digest="of the run's own store"))
     monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path: trained)
-    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(digest="of the run's own store"))
+    monkeypatch.setattr(
+        Store, "open", lambda path: SimpleNamespace(digest="of the run's own store", select=lambda split: [])
+    )
     begin = ["transfer", "abnormality", "--from", str(tmp_path), "--store", "s"]
     assert CliRunner().invoke(cli.app, begin).exit_code == 0
     more = ["--mode", "finetune", "--label-fraction", "0.1", "--split", "holdout", "--no-controls"]
@@ -143,7 +145,7 @@ def test_options_reach_the_settings_of_a_task_and_one_it_lacks_is_refused(
     assert [path.name for path in (tmp_path / "o").glob("abnormality-finetune-*label_fraction_0.1*.json")]
 
     # Scores on other data never take the place of the run's own.
-    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(digest="0123456789abcdef"))
+    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(digest="0123456789abcdef", select=lambda split: []))
     assert CliRunner().invoke(cli.app, begin).exit_code == 0
     assert (tmp_path / "results" / "store-0123456789ab" / "abnormality-probe.json").exists()
 

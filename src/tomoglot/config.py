@@ -126,12 +126,12 @@ class Settings(BaseModel):
         return handler(value)
 
 
-def unknown_key(whole: str, name: str, known: Iterable[str]) -> str:
-    """Say that a key does not exist, and which known one is nearest."""
+def unknown_key(whole: str, name: str, known: Iterable[str], *, kind: str = "setting") -> str:
+    """Say that a key, or another `kind` of name, does not exist, and which known one is nearest."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{whole}: there is no setting {name!r}; {hint}"
+    return f"{whole}: there is no {kind} {name!r}; {hint}"
 
 
 def _usual_part(annotation: Any) -> Settings | None:

@@ -122,7 +122,7 @@ def test_a_crop_is_read_with_another_chunk_of_its_study_damaged(make_cohort, tmp
 def test_rows_are_selected_by_split(store):
     assert sum(len(store.select(name)) for name in {row.split for row in store.rows}) == len(store.rows)
     assert store.select(None) == list(store.rows)
-    with pytest.raises(ValueError, match="no study of this store is in split 'nowhere'"):
+    with pytest.raises(ValueError, match="this store has no split 'nowhere'"):
         store.select("nowhere")
 
 

@@ -6,7 +6,9 @@ one line on standard error and exit code 2; Ctrl-C leaves with 130 and SIGTERM, 
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from tomoglot.cli import benches, cohorts, journey, models, raw
 from tomoglot.cli.options import app
@@ -18,7 +20,7 @@ def main() -> None:
     """Run the command line; turn what a user gave wrong into one line and exit code 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {_in_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -39,7 +41,14 @@ def _say_interrupted() -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    """A settings error lists every value that does not fit, each on lines of its own: put them in one."""
+    """A settings error lists every value that does not fit, each on lines of its own: put them in one.
+
+    Of what the system refuses, the file's own name is said: neither the number of the error nor the folders above.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        file = error.filename2 or error.filename
+        named = f"{Path(os.fsdecode(file)).name}: " if isinstance(file, str | bytes) else ""
+        return f"{named}{error.strerror}"
     wrong = getattr(error, "errors", None)
     if not callable(wrong):
         return " ".join(str(error).split("\n"))

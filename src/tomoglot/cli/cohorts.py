@@ -58,9 +58,14 @@ def _plan(spacing_mm: str | None, field: str | None, changes: list[str] | None, 
 
     if run is not None:
         from tomoglot.checkpoint import load_checkpoint
+        from tomoglot.store.layout import PLAN_FILE
 
         if spacing_mm or field or changes:
-            raise ValueError("--plan-of takes the whole plan of a run: leave out --spacing-mm, --field and --set")
+            raise ValueError(
+                "--plan-of takes the whole plan of a run or a store: leave out --spacing-mm, --field and --set"
+            )
+        if (run / PLAN_FILE).is_file():
+            return Plan.load(run / PLAN_FILE)
         return load_checkpoint(run).card.plan
     sizes: dict[str, Any] = {} if spacing_mm is None else {"spacing_mm": three_numbers(spacing_mm, float)}
     sizes |= {} if field is None else {"field_voxels": three_numbers(field, int)}
@@ -178,7 +183,7 @@ def ingest(
     resample_tilt: TiltOption = False,
     subject_from_study: NoPatientOption = False,
     plan_of: Annotated[
-        Path | None, typer.Option(help="Prepare exactly as this run's training data were (its card's plan).")
+        Path | None, typer.Option(help="Prepare exactly as a run's training data (its card's plan), or as a store.")
     ] = None,
     spacing_mm: Annotated[
         str | None, typer.Option(help="Resample to this: 2 or 1,1,3. Default: the finest series'.")
@@ -203,6 +208,7 @@ def ingest(
     from tomoglot.store.writer import write_store
 
     chosen = _plan(spacing_mm, field, plan, plan_of)
+    _check_room(out, chosen, here=scheduler is None)
     findings = _findings_of(label_findings)
     sources = _mined(_read(source, out, SourceOptions.of(context)), findings)
     with progress_bar(f"ingesting {len(sources.studies)} studies") as report:
@@ -231,6 +237,17 @@ def _findings_of(organ: str | None) -> tuple[str, ...]:
     return () if organ is None else LISTS[organ]
 
 
+def _check_room(out: Path, plan: Plan, *, here: bool) -> None:
+    """Refuse before headers are read, which may take an hour: a folder that is taken, a field too large."""
+    from tomoglot.store.conform import check_memory
+    from tomoglot.store.layout import check_free
+
+    check_free(out.absolute())
+    if here:
+        # The least there may be: headers tell how much more it is.
+        check_memory(plan, sequences=1, workers=1)
+
+
 def _mined(sources: Sources, findings: tuple[str, ...]) -> Sources:
     """With labels that rules read from the reports, where they are asked for."""
     from tomoglot.studies.findings import mine_labels
@@ -245,8 +262,10 @@ def _mined(sources: Sources, findings: tuple[str, ...]) -> Sources:
 
 def _tell(done: IngestSummary, source: Path, out: Path) -> None:
     """What was stored, and loudly where the split leaks."""
+    others = {"from before": done.skipped, "from another source": done.stored - done.accepted}
+    said = ", ".join(f"{count} {where}" for where, count in others.items() if count)
     print(
-        f"{done.accepted} studies in the store, {done.skipped} of them from before; "
+        f"{done.accepted - done.skipped} studies written, {done.stored} in the store{f' ({said})' if said else ''}; "
         f"{done.rejected} rejections (rejected.parquet)"
     )
     if done.accepted == 0:
@@ -291,7 +310,7 @@ def curate(
 
 
 @app.command()
-def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it here.")] = None) -> None:
+def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it in this .png file.")] = None) -> None:
     """What a store holds: subjects, sequences, spacing, what is missing, reports, labels."""
     from rich.console import Console
 
@@ -299,6 +318,10 @@ def inspect(store: Path, png: Annotated[Path | None, typer.Option(help="Draw it 
     from tomoglot.store.inspect import draw, summarise
     from tomoglot.store.reader import Store
 
+    if png is not None and png.is_dir():
+        raise ValueError(f"{png.name} is a folder; --png wants the name of a file, such as {png.name}/store.png")
+    if png is not None and png.suffix.lower() != ".png":
+        raise ValueError(f"--png {png.name}: the picture is written as PNG; give a name that ends with .png")
     opened = Store.open(store)
     Console().print(*describe(summarise(opened), opened.sequences), sep="\n")
     if png is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from tomoglot.cli.options import (
     app,
 )
 from tomoglot.serve.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tomoglot.store.reader import Store
 
 
 @app.command()
@@ -137,7 +140,6 @@ def compare(
     from rich.console import Console
 
     from tomoglot.checkpoint import Loaded, load_checkpoint
-    from tomoglot.store.reader import Store
     from tomoglot.tasks.compare import compare_pretraining
     from tomoglot.tasks.scoreboard import table
     from tomoglot.tasks.task import load
@@ -149,13 +151,14 @@ def compare(
     varied = [one.partition(":") for one in vary or []]
     if any(not (name and colon and its) for name, colon, its in varied):
         raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")
+    opened = _opened(store, config)
     models: dict[str, list[Loaded]] = {}
     for name, _, path in pairs:
         models.setdefault(name, []).append(load_checkpoint(Path(path)))
     with progress_bar("training") as report:
         result = compare_pretraining(
             models,
-            Store.open(store),
+            opened,
             task,
             config,
             fractions=fractions or [1.0],
@@ -167,6 +170,16 @@ def compare(
         )
     Console().print(table(result))
     print(f"written to {result.save(out)}")
+
+
+def _opened(store: Path, config: Any) -> Store:
+    """The store, if it has the split that a task's settings name."""
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks.task import side_of
+
+    opened = Store.open(store)
+    opened.select(side_of(config.split))
+    return opened
 
 
 def _score(
@@ -193,12 +206,11 @@ def _score(
     from rich.console import Console
 
     from tomoglot.checkpoint import load_checkpoint
-    from tomoglot.store.reader import Store
     from tomoglot.tasks.scoreboard import table
 
     # What a task predicts is written only where a folder was named, and never over that of other settings.
     written = None if out is None else out / "-".join(filter(None, (task, variant_of(config))))
-    loaded, opened = load_checkpoint(run), Store.open(store)
+    opened, loaded = _opened(store, config), load_checkpoint(run)
     with progress_bar(task) as report:
         result = found.score(loaded, opened, config, out=written, progress=report)
     Console().print(table(result := result.under(config)))

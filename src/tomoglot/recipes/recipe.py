@@ -39,11 +39,11 @@ class Recipe(nn.Module, ABC):
             """
             file, _, preset = name.partition(":")
             if file not in names():
-                raise ValueError(unknown_key(f"recipe {name!r}", file, names()))
+                raise ValueError(unknown_key(name, file, names(), kind="recipe"))
             module = importlib.import_module(f"tomoglot.recipes.{file}")
             known = presets(file)
             if (preset or "tiny") not in known:
-                raise ValueError(unknown_key(f"recipe {name!r}", preset, known))
+                raise ValueError(unknown_key(name, preset, known, kind="preset"))
             config = getattr(module, preset or "tiny")()
             assert isinstance(config, cls), f"recipes/{file}.py: {preset} does not return its settings"
             return config

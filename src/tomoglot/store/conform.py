@@ -6,8 +6,10 @@ are sampled, never where the affine says they are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ from tomoglot.studies.study import Rejected, Volume
 INT16_MAX = 32767
 # Between air (-1000) and water (0): the skin. Noise of the air, and lungs, lie below it.
 SKIN_HU = -500.0
+
+# Of each voxel of a field, while a study is conformed: twice what is kept of each sequence, as its volumes are stacked.
+# Measured as peaks: 6 bytes with one sequence, 15 with three, 25 with three that are resampled and a mask.
+BYTES_PER_SEQUENCE = 4
+BYTES_BESIDE = 2
 
 Field = tuple[tuple[int, int, int], tuple[int, int, int]]
 
@@ -92,6 +99,37 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
         native=examined.volumes[finest].grid,
         rejected=tuple(rejected),
     )
+
+
+def check_memory(plan: Plan, *, sequences: int, workers: int) -> None:
+    """Refuse a field that so many workers cannot hold at once: the system would end them, and say nothing.
+
+    `sequences` is the most that a study has. What is counted is the least that conforming takes.
+
+    Raises:
+        ValueError: it needs more memory than there is.
+    """
+    free = available_bytes()
+    if plan.field_voxels is None or free is None:
+        return
+    i, j, k = plan.field_voxels
+    each = i * j * k * (BYTES_PER_SEQUENCE * sequences + BYTES_BESIDE)
+    if each * workers > free:
+        raise ValueError(
+            f"a field of {i} x {j} x {k} voxels takes at least {each / 2**30:.1f} GiB of memory for a study ("
+            f"sequences: {sequences}), {each * workers / 2**30:.1f} GiB for {workers} at a time, and "
+            f"{free / 2**30:.1f} GiB are free; choose a smaller field or fewer workers"
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that may still be taken: what Linux says is available, elsewhere all there is; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        names = os.sysconf_names if hasattr(os, "sysconf") else {}
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
 
 
 def cut(

@@ -164,6 +164,28 @@ def held(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something else than a store, among which a store's files would stand.
+
+    A store that was begun has its plan, or nothing but an empty folder of studies.
+
+    Raises:
+        ValueError: it is such a folder.
+    """
+    if not folder.is_dir() or any((folder / name).is_file() for name in (STORE_FILE, PLAN_FILE)):
+        return
+    there = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if any(entry.name != STUDIES or any(entry.iterdir()) for entry in there):
+        raise ValueError(
+            f"{folder.name} is not empty and holds no store (no {STORE_FILE}); choose an empty or a new folder"
+        )
+
+
+def finished_studies(store: Path) -> list[str]:
+    """Keys of the studies that are in their place, sorted."""
+    return sorted(folder.name for folder in (store / STUDIES).iterdir() if not folder.name.startswith("."))
+
+
 def remove_leftovers(store: Path) -> None:
     """Delete what killed writers left half done, except a study that a process is still writing."""
     for file in store.glob(f"{WRITING}*"):

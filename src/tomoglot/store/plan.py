@@ -14,6 +14,8 @@ from tomoglot.config import Settings
 
 # What is measured of every volume when it is stored, and so what an intensity rule may name.
 PERCENTILES = (1, 5, 50, 95, 99)
+# Finer than any scanner, and coarser than any organ: what lies outside is a slip of the keyboard.
+SPACINGS_MM = (0.05, 100.0)
 
 
 class Plan(Settings):
@@ -50,8 +52,11 @@ class Plan(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
-            raise ValueError(f"spacing_mm must be positive, got {self.spacing_mm}")
+        least, most = SPACINGS_MM
+        if self.spacing_mm is not None and not all(least <= size <= most for size in self.spacing_mm):
+            raise ValueError(f"spacing_mm must lie within {least:g} to {most:g} mm, got {self.spacing_mm}")
+        if self.field_voxels is not None and min(self.field_voxels) < 1:
+            raise ValueError(f"field_voxels needs at least one voxel along each axis, got {self.field_voxels}")
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles must rise within 0..100, got {self.percentiles}")

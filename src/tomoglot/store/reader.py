@@ -115,7 +115,7 @@ class Store:
         rows = [row for row in self.rows if split is None or row.split == split]
         if not rows:
             known = sorted({row.split for row in self.rows})
-            raise ValueError(f"no study of this store is in split {split!r}; it has {', '.join(known) or 'no study'}")
+            raise ValueError(f"this store has no split {split!r}; it has {', '.join(known) or 'no study'}")
         return rows
 
     def only(self, rows: Iterable[StudyRow]) -> Self:

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from tomoglot.store import layout, looks
 from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
-from tomoglot.store.conform import Conformed, conform
+from tomoglot.store.conform import Conformed, check_memory, conform
 from tomoglot.store.plan import Plan
 from tomoglot.studies.atomic import flush_tree, write_bytes
 from tomoglot.studies.cluster import each_anywhere
@@ -39,14 +39,16 @@ DEFAULT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 class IngestSummary:
     """What a run did: studies `accepted` (`skipped` of them were already there), rows `rejected`, store digest.
 
-    `num_duplicates` counts pairs of series of two subjects that show the same, `num_leaks` those across the split;
-    `num_unlooked` studies of earlier runs which the search could not see.
+    `stored` counts all studies of the store, also those of earlier runs on other sources. `num_duplicates` counts pairs
+    of series of two subjects that show the same, `num_leaks` those across the split; `num_unlooked` studies of earlier
+    runs which the search could not see.
     """
 
     accepted: int
     rejected: int
     skipped: int
     digest: str
+    stored: int = 0
     num_duplicates: int = 0
     num_leaks: int = 0
     num_unlooked: int = 0
@@ -87,9 +89,13 @@ def write_store(
     searched across subjects: `series.parquet`, `duplicates.parquet`, and what `serve.quality` makes a page of.
 
     Raises:
-        ValueError: the store was made with another plan, a split is inconsistent, another run is writing this store,
-            or no study was accepted.
+        ValueError: `out` holds something else, the store was made with another plan, a split is inconsistent, another
+            run is writing this store, the plan's field does not fit into memory, or no study was accepted.
     """
+    layout.check_free(out)
+    if scheduler in (None, "local"):
+        most = max((len({series.sequence for series in study.series}) for study in sources.studies), default=1)
+        check_memory(plan, sequences=most, workers=min(max(workers, 1), max(len(sources.studies), 1)))
     (out / layout.STUDIES).mkdir(parents=True, exist_ok=True)
     with layout.held(out) as alone:
         if not alone:
@@ -116,7 +122,8 @@ def write_store(
 
 def _keep_plan(out: Path, plan: Plan) -> None:
     path = out / layout.PLAN_FILE
-    if not path.exists():
+    # A plan that nothing was written with binds nobody: it may be why nothing was accepted.
+    if not path.exists() or not layout.finished_studies(out):
         write_bytes(path, plan.to_json().encode())
         return
     kept = Plan.load(path).model_dump(mode="json")
@@ -125,7 +132,7 @@ def _keep_plan(out: Path, plan: Plan) -> None:
     if different:
         raise ValueError(
             f"{out.name}: this store was made with another plan; different: {', '.join(different)}. "
-            "Write to a new folder, or use the store's own plan.json"
+            f"Write to a new folder, or take the store's own plan: --plan-of {out.name}, the store's folder"
         )
 
 
@@ -357,9 +364,8 @@ def _refusal(study: Study, reason: str, evidence: str) -> RejectedRow:
 def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], *, look: bool) -> IngestSummary:
     """Write the tables from what lies in the study folders, and last the file that makes the store readable."""
     rows, accepted, rejected = [], [], list(refused)
-    for folder in sorted((out / layout.STUDIES).iterdir()):
-        record = None if folder.name.startswith(".") else _read_record(out, folder.name)
-        if record is not None:
+    for key in layout.finished_studies(out):
+        if (record := _read_record(out, key)) is not None:
             rows.append(StudyRow.model_validate(record["row"]))
             accepted.append(AcceptedRow.model_validate(record["accepted"]))
             rejected.extend(RejectedRow.model_validate(row) for row in record["rejected"])
@@ -381,4 +387,6 @@ def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], *, loo
         raise ValueError(f"{out.name}: none of {len(keys)} studies was accepted; rejected.parquet says why for each")
     present = {row.key for row in rows}
     accepted_now = sum(key in present for key in keys)
-    return IngestSummary(accepted=accepted_now, rejected=len(rejected), skipped=0, digest=digest, **asdict(copies))
+    return IngestSummary(
+        accepted=accepted_now, rejected=len(rejected), skipped=0, digest=digest, stored=len(rows), **asdict(copies)
+    )

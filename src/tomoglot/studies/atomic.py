@@ -19,13 +19,19 @@ def replacing(path: Path) -> Iterator[Path]:
     The data and the folder entry are flushed to disk before this returns, so that a file which was announced
     survives a power cut. After an error nothing is left behind and an older file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(path) as part:
-        yield part
-        part.chmod(0o666 & ~_umask())
-        flush(part)
-        part.replace(path)
-    flush(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(path) as part:
+            yield part
+            part.chmod(0o666 & ~_umask())
+            flush(part)
+            part.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        # A full disk names no file, a folder that may not be written the temporary one: say which was wanted.
+        if error.errno and (error.filename is None or WRITING in str(error.filename)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 
+import tomoglot
 from tomoglot.studies.atomic import write_bytes
 from tomoglot.studies.phantom.chest.cohort import CHEST
 from tomoglot.studies.phantom.chest.radiograph import RADIOGRAPHS
@@ -23,6 +24,7 @@ from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.study import Volume
 
 COHORTS: Mapping[str, Cohort] = {cohort.name: cohort for cohort in (BRAIN, LIVER, CHEST, RADIOGRAPHS)}
+RECORD_FILE = "cohort.json"
 COLUMNS = ("subject", "study", "sequence", "path", "report", "mask", "split", "simulated")
 
 
@@ -88,11 +90,14 @@ def write_cohort(
 ) -> Path:
     """Write a simulated cohort with `questions.jsonl` on it; returns its studies.csv, which is written last.
 
-    Files are the same bytes whatever the number of `workers`. `progress(done, total)` is called after every study.
+    Files are the same bytes whatever the number of `workers`. What they are made from is kept in `cohort.json`: stopped
+    and called again with the same arguments, the same cohort is finished.
+    `progress(done, total)` is called after every study.
     `motion_mm` None is the cohort's own: nothing moves in brain and chest, breath-holds differ in the liver.
     `skull_stripped` sets to zero what lies outside the brain, and in the other cohorts outside the body (in CT to plain
     air). `sequences` are those that may be acquired; reports speak of no other.
-    Raises ValueError as `generate` does, for an unknown cohort, and for fewer than one subject or worker.
+    Raises ValueError as `generate` does, for an unknown cohort, for fewer than one subject or worker, and where `out`
+    holds anything but this cohort.
     """
     known = cohort_named(cohort)
     if subjects < 1 or workers < 1:
@@ -106,6 +111,7 @@ def write_cohort(
     }
     if sequences is not None:
         options["sequences"] = tuple(sequences)
+    claim(out, {"cohort": cohort, "subjects": subjects, "seed": seed, **options, "tomoglot": tomoglot.__version__})
     one = partial(make, out=out, seed=seed, cohort=cohort, options=options)
     rows: dict[int, list[dict[str, str]]] = {}
     done = progress or (lambda _done, _total: None)
@@ -117,6 +123,29 @@ def write_cohort(
     table = [row for index in sorted(rows) for row in rows[index]]
     write_questions(out, seed, studies=((row["subject"], row["study"]) for row in table))
     return write_table(out / "studies.csv", table)
+
+
+def claim(out: Path, made_from: Mapping[str, object]) -> None:
+    """Take a folder for a cohort, which goes on where this very one was begun.
+
+    Raises ValueError where it holds other files, or a cohort made from something else: the two would be mixed.
+    """
+    path = out / RECORD_FILE
+    record = json.dumps(made_from, indent=1, sort_keys=True) + "\n"
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    if before == record:
+        return
+    # A record alone is of a cohort of which nothing was written: what it was asked for may have been refused.
+    if out.is_dir() and any(entry.name != RECORD_FILE and not entry.name.startswith(".") for entry in out.iterdir()):
+        held = "holds no simulated cohort that says what it was made from"
+        if before is not None:
+            was, now = json.loads(before), json.loads(record)
+            keys = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+            held = (
+                f"holds another cohort ({'; '.join(f'{key} was {was.get(key)}, now {now.get(key)}' for key in keys)})"
+            )
+        raise ValueError(f"{out.absolute().name} is not empty and {held}; choose an empty or a new folder")
+    write_bytes(path, record.encode())
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
