@@ -123,7 +123,7 @@ def test_concat_takes_columns_by_name_and_fills_what_the_store_lacks(kept, recip
 
 
 def test_who_was_learned_from_is_said(kept, recipe, there):
-    notes = " ".join(external.score(recipe, there, asked(kept[1])).notes)
+    notes = " ".join(external.score(recipe, there, asked(kept[1], split="all")).notes)
     assert "NOT HELD OUT: the probe learned from 24 of the 72 subjects." in notes
     test_side = external.score(recipe, there, asked(kept[1], split="test", controls=False))
     assert "NOT HELD OUT" not in " ".join(test_side.notes) and test_side.studies == 24

@@ -46,7 +46,7 @@ class Config(Settings):
 
     Attributes:
         head: the folder `probe` or `detector` that `transfer abnormality --out` wrote.
-        split: which studies are scored; "all" takes every one.
+        split: which studies are scored; "all" takes every one, since the head has learned from none of them.
         controls: also score it with the image removed.
         seed: of the bootstrap.
         draws: of the bootstrap.
@@ -54,7 +54,7 @@ class Config(Settings):
     """
 
     head: Path | None = None
-    split: str = "all"
+    split: str = "test"
     controls: bool = True
     seed: int = Field(0, ge=0)
     draws: int = Field(DRAWS, ge=1)
