@@ -77,6 +77,7 @@ def test_of_equal_thresholds_the_one_nearest_a_half_is_taken():
 
 def test_default_regions_are_those_of_the_training_masks_and_unknown_ones_are_refused():
     assert choose_regions(None, {0, 3, 4}) == {"whole": (1, 2, 3, 7, 8), "plaque": (4,)}
+    assert choose_regions(None, {0, 9, 26}) == {"hcc": (9,), "pleural_effusion": (26,)}, "of liver and chest as well"
     assert choose_regions(("plaque",), {4}) == {"plaque": (4,)}
     assert choose_regions({"mine": (3, 4)}, {4}) == {"mine": (3, 4)}
     with pytest.raises(ValueError, match="no training mask holds infarct"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoglot.studies.lesion import region_numbers
+from tomoglot.studies.lesion import LESIONS, REGIONS, region_numbers
 from tomoglot.tasks.scores.intervals import (
     DRAWS,
     Statistic,
@@ -28,8 +28,8 @@ from tomoglot.tasks.scores.surfaces import dice, hd95_mm, nsd, surface_distances
 from tomoglot.tasks.task import MACRO, MODEL, Comparison, Score
 
 Regions = Mapping[str, tuple[int, ...]]
-# What a task learns where nobody says: the regions of a tumour, and the lesions that are not one.
-DEFAULT_REGIONS = ("enhancing", "core", "whole", "plaque", "infarct", "blood")
+# What a task learns where nobody says: the regions of a tumour, and every lesion that is no tissue of one.
+DEFAULT_REGIONS = ("enhancing", "core", "whole", *(name for name in LESIONS if name not in REGIONS["whole"]))
 # Of studies with the region; the last one of those without it.
 METRICS = ("dice", "lesion_dice", "lesion_f1", "nsd", "hd95_mm", "volume_true_ml", "volume_predicted_ml")
 FALSE_POSITIVE = "false_positive_ml"
