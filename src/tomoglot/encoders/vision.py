@@ -62,7 +62,7 @@ class VisionEncoder(nn.Module, ABC):
             """
             file, _, preset = name.partition(":")
             if file not in names():
-                raise ValueError(unknown_key(f"vision encoder {name!r}", file, names()))
+                raise ValueError(unknown_key(name, file, names(), kind="vision encoder"))
             module = importlib.import_module(f"tomoglot.encoders.{file}")
             build = getattr(module, preset or "small", None)
             if build is None or not callable(build):

@@ -23,6 +23,8 @@ from tomoglot.tasks.heads.kept import KeptCard, account_of, load_weights_kept, r
 from tomoglot.tasks.heads.probe import Fitted, Pooling, pool_sequences
 
 CARD = "probe.json"
+# Who reads a probe takes a detector as well, which has a card of its own.
+HINT = "the folder `probe` or `detector` that transfer abnormality --out wrote"
 
 
 class ProbeCard(KeptCard):
@@ -129,7 +131,7 @@ def load_probe(folder: Path) -> LinearProbe:
     Raises:
         ValueError: there is none, or its weights do not fit its card.
     """
-    card = read_kept(folder, CARD, ProbeCard, hint="the folder `probe` that transfer abnormality --out wrote")
+    card = read_kept(folder, CARD, ProbeCard, hint=HINT)
     net = LinearProbe(card)
     load_weights_kept(folder, net, what="probe", fit="its card")
     return net
