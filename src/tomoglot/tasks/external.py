@@ -1,9 +1,10 @@
 """External validation: a probe or detector that was kept, scored on the studies of another store; nothing is trained.
 
-`transfer abnormality --out DIR` keeps one below DIR, in a folder `probe` or `detector`. It is asked for the findings that
-it knows and the store labels. Calls of a detector are made at the thresholds that were chosen where it was trained:
-choosing them anew would use the labels that it is scored against. Beside the score stands the same head with the image
-removed; a control from scratch would have to be trained, and stands beside the score on the store of the training.
+`transfer abnormality --out DIR` keeps one below DIR, in a folder `probe` or `detector`. It is asked for the findings
+that it knows and the store labels. Calls of a detector are made at the thresholds that were chosen where it was
+trained: choosing them anew would use the labels that it is scored against. Beside the score stands the same head with
+the image removed; a control from scratch would have to be trained, and stands beside the score on the store of the
+training.
 """
 
 from __future__ import annotations
