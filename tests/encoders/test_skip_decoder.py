@@ -10,11 +10,13 @@ NARROW = {
     "plain_conv:tiny": {"widths": (8, 16, 24, 32), "blocks": (0, 0, 0, 0)},
     "uniformer:tiny": {},
 }
+# Encoders whose maps the decoder has to reach from afar.
+PATCHES = {name: {"width": 24, "depth": 1, "heads": 2} for name in ("vit:tiny", "vit:small")}
 
 
 def pair(name: str, *, channels: int = 3, **options):
     torch.manual_seed(0)
-    encoder = VisionEncoder.Config.named(name).but(in_channels=channels, **NARROW[name]).build()
+    encoder = VisionEncoder.Config.named(name).but(in_channels=channels, **(NARROW | PATCHES)[name]).build()
     return encoder, SkipDecoder(channels, encoder.widths, encoder.strides, out_channels=2, **options)
 
 
@@ -44,6 +46,32 @@ def test_every_weight_is_trained_by_the_outputs_together():
     volumes = torch.randn(1, 3, 16, 16, 16)
     sum(output.square().sum() for output in decoder(encoder(volumes), volumes)).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in decoder.parameters())
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("vit:tiny", (16, 8, 4)), ("vit:small", (16, 8, 4))])
+def test_one_map_of_patches_is_doubled_until_the_input_and_supervised_on_the_way(name, sizes):
+    encoder, decoder = pair(name)
+    volumes = torch.randn(1, 3, 16, 16, 16)
+    logits = decoder(encoder(volumes), volumes)
+    assert [tuple(output.shape[2:]) for output in logits] == [(size,) * 3 for size in sizes]
+    sum(output.square().sum() for output in logits).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in decoder.parameters())
+    # At full size a convolution of all the transformer's channels would cost more than the transformer.
+    assert decoder.stages[-1].mix[0].out_channels == 8
+
+
+def test_an_image_stays_one_voxel_thick():
+    torch.manual_seed(0)
+    encoder = VisionEncoder.Config.named("vit:tiny").but(patch=(16, 16, 1), width=24, depth=1, heads=2).build()
+    decoder = SkipDecoder(1, encoder.widths, encoder.strides, out_channels=1)
+    images = torch.randn(1, 1, 32, 48, 1)
+    sizes = [tuple(output.shape[2:]) for output in decoder(encoder(images), images)]
+    assert sizes == [(32, 48, 1), (16, 24, 1), (8, 12, 1)]
+
+
+def test_a_map_fourfold_coarser_is_reached_in_one_stage():
+    assert len(SkipDecoder(1, (16, 32), (4, 16), out_channels=1, deep_supervision=1).stages) == 2
+    assert len(SkipDecoder(1, (16, 32), (4, 32), out_channels=1).stages) == 4
 
 
 def test_a_pyramid_that_does_not_fit_is_refused():

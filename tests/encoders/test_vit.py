@@ -56,15 +56,39 @@ def test_it_is_its_definition():
 def test_a_stem_sees_one_patch_at_a_time(patch, shape):
     encoder = build(stem=(4, 6), patch=patch)
     volumes = torch.randn(2, 1, *shape)
-    whole = encoder._embed(patchify(volumes, patch))
+    _, whole = encoder._embed(patchify(volumes, patch))
     box = volumes[1:, :, -patch[0] :, -patch[1] :, -patch[2] :]
     torch.testing.assert_close(encoder.embed(encoder.stem(box)).flatten(), whole[1, -1])
     other = volumes.clone()
     other[:, :, : patch[0], : patch[1], : patch[2]] += 1
-    same = (encoder._embed(patchify(other, patch)) == whole).all(dim=-1)
+    same = (encoder._embed(patchify(other, patch))[1] == whole).all(dim=-1)
     assert not same[:, 0].any() and same[:, 1:].all()
     encoder(volumes).pooled.sum().backward()
     assert all(module.weight.grad.abs().sum() > 0 for module in encoder.stem if hasattr(module, "weight"))
+
+
+def test_the_maps_of_a_stem_are_the_finer_maps_of_the_pyramid():
+    """A convolution over one patch at a time, its places in the volume: the definition, patch after patch."""
+    encoder = build(stem=(4, 6))
+    volumes = torch.randn(2, 1, *SHAPE)
+    features = encoder(volumes)
+    assert encoder.widths == (4, 6, 24) and encoder.strides == (2, 4, 8)
+    assert [tuple(level.shape[1:]) for level in features.pyramid] == [(4, 12, 8, 16), (6, 6, 4, 8), (24, 3, 2, 4)]
+    for g in [(0, 0, 0), (2, 1, 3), (1, 0, 2)]:
+        box = volumes[1:, :, 8 * g[0] : 8 * g[0] + 8, 8 * g[1] : 8 * g[1] + 8, 8 * g[2] : 8 * g[2] + 8]
+        one = encoder.stem[:2](box)[0]
+        two = encoder.stem[2:4](one[None])[0]
+        for level, its, edge in ((0, one, 4), (1, two, 2)):
+            at = [slice(edge * place, edge * place + edge) for place in g]
+            torch.testing.assert_close(features.pyramid[level][1, :, *at], its)
+    # A step of a map is centred on the voxel that moves it alone.
+    assert encoder.centre(0) == 0.0 and encoder.centre(2) == 3.5
+
+
+def test_a_stem_down_to_one_voxel_has_no_second_map_of_the_tokens_stride():
+    encoder = build(stem=(4, 6, 8))
+    assert encoder.strides == (2, 4, 8) and encoder.widths == (4, 6, 24)
+    assert len(encoder(torch.randn(1, 1, *SHAPE)).pyramid) == 3
 
 
 def test_a_patch_that_cannot_be_halved_so_often_is_refused():
@@ -197,4 +221,4 @@ def test_patches_are_read_in_the_order_of_the_convolution():
     encoder = build(in_channels=2)
     volumes = torch.randn(1, 2, 16, 8, 8)
     slow = encoder.embed(volumes).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(encoder._embed(patchify(volumes, (8, 8, 8))), slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder._embed(patchify(volumes, (8, 8, 8)))[1], slow, atol=1e-5, rtol=1e-4)

@@ -13,7 +13,8 @@
 | `stem`: convolutions within a patch       | inferred | ours, after Xiao 2021, who lets them cross patches   |
 
 A patch of (p, p, 1) reads images: volumes with one voxel along k. With visible patches only, the cost falls with the
-share that is hidden: patches are left out before the first layer.
+share that is hidden: patches are left out before the first layer. The finer maps of a stem are in the pyramid too, so
+that a decoder finds edges in them: a patch of 8 voxels alone says hardly where in it something lies.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.types import Volumes
 
 LONGEST_WAVE = 10_000.0
+Boxes = Float[Tensor, "b p _c _i _j _k"]
 
 
 class ViT(VisionEncoder):
-    """Patches to tokens through attention; the pyramid is one map, at the stride of the patch."""
+    """Patches to tokens through attention; the pyramid is the maps of the stem, and then the tokens as a map."""
 
     class Config(VisionEncoder.Config):
         """Sizes of the transformer.
@@ -86,9 +88,11 @@ class ViT(VisionEncoder):
         self.config = config
         self.in_channels = config.in_channels
         self.patch = config.patch
-        self.widths = (config.width,)
-        # One number a map is the contract: the longest edge, since an image has no other step along k.
-        self.strides = (max(config.patch),)
+        # One number a map is the contract: the longest edge, since an image has no other step along k. A stem that ends
+        # at one voxel a patch has a last map of the tokens' own stride, which is left out.
+        finer = [2 ** (at + 1) for at in range(len(config.stem)) if 2 ** (at + 1) < max(config.patch)]
+        self.widths = (*config.stem[: len(finer)], config.width)
+        self.strides = (*finer, max(config.patch))
         self.embedding = config.width
         # Kept as a convolution, so that `weights.adapt_input` knows the input channels; applied as a linear map.
         widths, left = (config.in_channels, *config.stem), config.patch
@@ -131,11 +135,13 @@ class ViT(VisionEncoder):
             ValueError: the number of channels is not the one it was built for.
         """
         whole, grid = self.filled(volumes)
-        tokens = self._attend(self._embed(patchify(whole, self.patch)) + self.positions(grid, volumes))
+        finer, embedded = self._embed(patchify(whole, self.patch))
+        tokens = self._attend(embedded + self.positions(grid, volumes))
         # What follows is a view of the map, so that gradients of the pooled vector reach it.
         map_ = tokens.transpose(1, 2).unflatten(2, grid)
         tokens = map_.flatten(2).transpose(1, 2)
-        return VisionFeatures(pyramid=(map_,), tokens=tokens, pooled=self.pool(tokens))
+        maps = (joined_boxes(boxes, grid) for boxes in finer[: len(self.strides) - 1])
+        return VisionFeatures(pyramid=(*maps, map_), tokens=tokens, pooled=self.pool(tokens))
 
     def encode_visible(self, volumes: Volumes, visible: Bool[Tensor, "b p"]) -> Float[Tensor, "b _n e"]:
         """Tokens of the visible patches alone, in order; what the others hold is never read.
@@ -148,7 +154,7 @@ class ViT(VisionEncoder):
         if visible.shape[1] != grid[0] * grid[1] * grid[2]:
             raise ValueError(f"visible names {visible.shape[1]} patches, the volumes have {grid} of them")
         self._check_channels(volumes)
-        shown = self._embed(take_visible(patchify(volumes, self.patch), visible))
+        _, shown = self._embed(take_visible(patchify(volumes, self.patch), visible))
         positions = self.positions(grid, volumes).expand(len(volumes), -1, -1)
         return self._attend(shown + take_visible(positions, visible))
 
@@ -182,16 +188,34 @@ class ViT(VisionEncoder):
         filled = F.pad(volumes, (0, short[2], 0, short[1], 0, short[0])) if any(short) else volumes
         return filled, self._grid(filled)
 
-    def _embed(self, patches: Float[Tensor, "b p v"]) -> Float[Tensor, "b p e"]:
+    def centre(self, stage: int) -> float:
+        """Of a map of the stem the first voxel, on which its padded convolutions of three are centred."""
+        return super().centre(stage) if self.strides[stage] == self.strides[-1] else 0.0
+
+    def _embed(self, patches: Float[Tensor, "b p v"]) -> tuple[list[Boxes], Float[Tensor, "b p e"]]:
+        """What each convolution of the stem makes of each patch, and the embedding of what the last one made."""
+        finer: list[Boxes] = []
         if len(self.stem):
-            boxes = patches.reshape(-1, self.in_channels, *self.patch)
-            patches = self.stem(boxes).flatten(1).unflatten(0, patches.shape[:2])
-        return F.linear(patches, self.embed.weight.flatten(1), self.embed.bias)
+            boxes, halvings = patches.reshape(-1, self.in_channels, *self.patch), list(self.stem)
+            for convolve, activate in zip(halvings[::2], halvings[1::2], strict=True):
+                boxes = activate(convolve(boxes))
+                finer.append(boxes.unflatten(0, patches.shape[:2]))
+            patches = finer[-1].flatten(2)
+        return finer, F.linear(patches, self.embed.weight.flatten(1), self.embed.bias)
 
     def _attend(self, tokens: Float[Tensor, "b p e"]) -> Float[Tensor, "b p e"]:
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
+
+
+def joined_boxes(boxes: Boxes, grid: Voxels) -> Float[Tensor, "b _c _i _j _k"]:
+    """The map that boxes of one size, one a patch of a grid, are cut from."""
+    i, j, k = boxes.shape[3:]
+    apart = boxes.transpose(1, 2).unflatten(2, grid)  # (b, c, grid of three, box of three)
+    return apart.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(
+        len(boxes), boxes.shape[2], grid[0] * i, grid[1] * j, grid[2] * k
+    )
 
 
 def _halved(patch: Voxels) -> Voxels:
