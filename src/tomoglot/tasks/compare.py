@@ -27,7 +27,7 @@ from tomoglot.batches.loader import StudySource
 from tomoglot.checkpoint import Loaded
 from tomoglot.config import Settings
 from tomoglot.recipes.recipe import Recipe
-from tomoglot.tasks.embeddings import from_scratch, is_simulated
+from tomoglot.tasks.embeddings import embedded_once, from_scratch, is_simulated
 from tomoglot.tasks.scores.intervals import DRAWS, Statistic, interval, macro_of, paired_test
 from tomoglot.tasks.scores.metrics import METRICS
 from tomoglot.tasks.scores.regions import mean_statistic
@@ -108,8 +108,8 @@ def compare_pretraining(
     done, total = count(1), sum(map(len, starts.values())) * len(seeds) * len(fractions)
     train = partial(_train, found_task, runs=runs, store=store, kept=kept)
     rows: list[_Trained] = []
-    for fraction in fractions:
-        for name, (model, settings) in arms.items():
+    with embedded_once():
+        for fraction, (name, (model, settings)) in product(fractions, arms.items()):
             found = []
             for start, seed in product(starts[name], seeds):
                 learning = {"seed": seed, "label_fraction": fraction} if trains else {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -138,14 +141,53 @@ def embed_split(
 ) -> StoreEmbeddings:
     """Embed one split of a store, in the catalogue's order, with the sequences that the recipe reads.
 
+    Within `embedded_once` what was embedded before is given again.
+
     Raises:
         ValueError: the split holds no study with any of the sequences.
     """
     settings = (loader or LoaderConfig(crop_voxels=None)).but(sequences=recipe.readable(store.sequences))
+    shelf = _SHELF.get()
+    key: tuple[object, ...] = ()
+    if shelf is not None:
+        key = (_weights_digest(recipe), settings.model_dump_json(), id(store), split, wanted, remove_image)
+        if key in shelf:
+            return shelf[key][1]
     batches = Loader(store, settings, split=split, train=False)
-    return embed_store(
+    found = embed_store(
         recipe, batches, wanted=wanted, remove_image=remove_image, total=batches.num_studies, progress=progress
     )
+    if shelf is not None:
+        shelf[key] = (store, found)  # The store as well: while it lives, nothing else can bear its id.
+    return found
+
+
+_SHELF: ContextVar[dict[tuple[object, ...], tuple[StudySource, StoreEmbeddings]] | None] = ContextVar(
+    "embeddings", default=None
+)
+
+
+@contextmanager
+def embedded_once() -> Iterator[None]:
+    """Within it, `embed_split` embeds a split once for equal weights, however many shares of labels are learned from.
+
+    Told apart by the bytes of the weights and the recipe's settings: a model that is trained on meanwhile is another.
+    """
+    token = _SHELF.set({})
+    try:
+        yield
+    finally:
+        _SHELF.reset(token)
+
+
+def _weights_digest(recipe: Recipe) -> str:
+    config = getattr(recipe, "config", None)
+    said = config.model_dump_json(serialize_as_any=True) if isinstance(config, Recipe.Config) else ""
+    digest = hashlib.sha256(f"{type(recipe)}{recipe.sequences}{said}".encode())
+    for name, value in sorted(recipe.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def study_vectors(vectors: NDArray[np.floating], used: NDArray[np.bool_]) -> NDArray[np.float64]:
