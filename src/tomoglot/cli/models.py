@@ -118,7 +118,8 @@ def compare(
         list[str],
         typer.Option(
             "--run",
-            help="NAME=RUN_FOLDER, a NAME twice for two pre-trainings; all are tested against the first.",
+            help="NAME=RUN_FOLDER, a NAME twice for two pre-trainings; all are tested against the first. Names such as "
+            "mae@500, mae@1000 are drawn as a line.",
         ),
     ],
     out: OutOption,
@@ -139,22 +140,19 @@ def compare(
     """
     from rich.console import Console
 
-    from tomoglot.checkpoint import Loaded, load_checkpoint
-    from tomoglot.tasks.compare import compare_pretraining
+    from tomoglot.checkpoint import load_checkpoint
+    from tomoglot.serve.compared_figure import draw_compared
+    from tomoglot.tasks.compare import compare_pretraining, named_folders
     from tomoglot.tasks.scoreboard import table
     from tomoglot.tasks.task import load
 
-    pairs = [run.partition("=") for run in runs]
-    if any(not (name and equals and path) for name, equals, path in pairs) or len({p[2] for p in pairs}) < len(pairs):
-        raise ValueError(f"--run wants NAME=RUN_FOLDER, each folder once, got {', '.join(runs)}")
+    folders = named_folders(runs)
     config = load(task).Config().set(changes or [])
     varied = [one.partition(":") for one in vary or []]
     if any(not (name and colon and its) for name, colon, its in varied):
         raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")
     opened = _opened(store, config)
-    models: dict[str, list[Loaded]] = {}
-    for name, _, path in pairs:
-        models.setdefault(name, []).append(load_checkpoint(Path(path)))
+    models = {name: [load_checkpoint(path) for path in its] for name, its in folders.items()}
     with progress_bar("training") as report:
         result = compare_pretraining(
             models,
@@ -169,7 +167,8 @@ def compare(
             progress=report,
         )
     Console().print(table(result))
-    print(f"written to {result.save(out)}")
+    saved = result.save(out)
+    print(f"written to {saved}, drawn in {draw_compared(result, saved.with_suffix('.png'))}")
 
 
 def _opened(store: Path, config: Any) -> Store:

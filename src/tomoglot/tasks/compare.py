@@ -125,6 +125,21 @@ def compare_pretraining(
     return _told_apart(result.under(config), arms, runs, fractions, seeds, measures)
 
 
+def named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
+    """Run folders by name, in their order, from NAME=RUN_FOLDER; a name that comes twice has two.
+
+    Raises:
+        ValueError: one is of another form, or a folder comes twice.
+    """
+    pairs = [run.partition("=") for run in runs]
+    if any(not (name and equals and path) for name, equals, path in pairs) or len({p[2] for p in pairs}) < len(pairs):
+        raise ValueError(f"--run wants NAME=RUN_FOLDER, each folder once, got {', '.join(runs)}")
+    found: dict[str, list[Path]] = {}
+    for name, _, path in pairs:
+        found.setdefault(name, []).append(Path(path))
+    return found
+
+
 def _told_apart(
     result: TaskResult, arms: Mapping[str, tuple[str, Settings]], runs: Mapping[str, Sequence[Model]], *how: object
 ) -> TaskResult:
