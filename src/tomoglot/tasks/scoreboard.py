@@ -6,8 +6,11 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from tomoglot.tasks.task import Comparison, Score, TaskResult
+from tomoglot.tasks.task import MACRO, Comparison, Score, TaskResult
 
+# Of the rarer class; below, intervals drawn from the studies themselves are too narrow.
+FEWEST = 10
+OF_TWO_CLASSES = frozenset({"auroc", "average_precision", "balanced_accuracy", "f1"})
 COLUMNS = ("score", "metric", "arm", "value [95 % interval]", "subjects", "prevalence")
 
 
@@ -57,4 +60,18 @@ def _line(values: Iterable[str]) -> str:
 
 
 def _remarks(result: TaskResult) -> list[str]:
-    return [*map(compare_text, result.comparisons), *result.notes]
+    return [*map(compare_text, result.comparisons), *_few(result.scores), *result.notes]
+
+
+def _few(scores: Iterable[Score]) -> list[str]:
+    """Findings of which one class hardly occurs: of a single positive every draw holds the same, and gives [1, 1]."""
+    counts = {}
+    for score in scores:
+        if score.metric in OF_TWO_CLASSES and not score.name.startswith(MACRO):
+            studies = score.studies or score.subjects
+            present = round(score.prevalence * studies)
+            if min(present, studies - present) < FEWEST:
+                counts[score.name] = f"{score.name} ({present} of {studies})"
+    told = ", ".join(counts.values())
+    why = f"Fewer than {FEWEST} studies of a class cannot show how far their score may be off, whatever the interval"
+    return [f"{why}: {told}."] if told else []
