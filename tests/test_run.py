@@ -114,6 +114,19 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(store, tmp_pa
     assert all(value.isfinite().all() for value in load_checkpoint(tmp_path / "run").recipe.state_dict().values())
 
 
+def test_a_run_that_never_made_a_step_gives_way_to_other_settings(store, tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1"):
+        pretrain(tiny_run.tiny_config(recipe=tiny_run.TinyRecipe.Config(poison_at=0.0)), store, tmp_path / "run")
+    pretrain(tiny_run.tiny_config(), store, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["poison_at"] is None
+
+
+def test_settings_that_the_store_cannot_give_leave_no_folder_behind(store, tmp_path):
+    with pytest.raises(ValueError, match="flare"):
+        pretrain(tiny_run.tiny_config(**{"loader.sequences": ("flare",)}), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_progress_hears_of_every_step(store, tmp_path):
     heard = []
     pretrain(tiny_run.tiny_config(), store, tmp_path / "run", progress=lambda step, of: heard.append((step.number, of)))

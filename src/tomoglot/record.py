@@ -33,12 +33,16 @@ VERSIONS_OF = ("torch", "numpy", "lightning-fabric", "safetensors", "tensorstore
 def open_folder(out: Path, config: Settings, data: dict[str, Any], fabric: Fabric, *, resume: bool) -> None:
     """Start the record of a run in `out`, or check that the one that is there is of this very run.
 
+    A run that ended in an error before its first step has done nothing: its settings give way to other ones.
+
     Raises:
         ValueError: `out` holds something else, or a run with other settings or data; the differing keys are named.
     """
     out.mkdir(parents=True, exist_ok=True)
     recorded = out / "config.json"
-    if recorded.is_file():
+    if recorded.is_file() and not _has_begun(out):
+        write_bytes(recorded, config.to_json().encode())
+    elif recorded.is_file():
         if not resume:
             raise ValueError(f"{out.name} already holds a run; choose another folder, or resume it")
         # Read as settings, not as JSON: one that a later version added has its default there.
@@ -54,6 +58,11 @@ def open_folder(out: Path, config: Settings, data: dict[str, Any], fabric: Fabri
     began = latest(out)
     suffix = "" if began is None else f"-{began.name}"
     _write_json(out / f"environment{suffix}.json", _environment(fabric))
+
+
+def _has_begun(out: Path) -> bool:
+    metrics = out / "metrics.jsonl"
+    return latest(out) is not None or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def _check_same(recorded: Any, asked: Any, free: frozenset[str]) -> None:

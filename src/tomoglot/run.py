@@ -112,15 +112,15 @@ def pretrain(
     sequences = config.loader.sequences or store.sequences
     recipe = _build_seeded(config, sequences, fabric)
     found = latest(out)
-    # Before anything is written: weights that do not fit leave no folder behind.
+    # Before anything is written: weights or studies that do not fit leave no folder behind.
     origin = _start(config, recipe, out, fresh=found is None)
+    loader = _loader(store, config, fabric, tokenizer=getattr(recipe, "tokenizer", None))
     if fabric.is_global_zero:
         open_folder(out, config, _describe_data(store, config), fabric, resume=resume)
         if origin is not None:
             write_account(out / START_FILE, origin)
     fabric.barrier()
     state = TrainState.fresh(recipe, config.schedule)
-    loader = _loader(store, config, fabric, tokenizer=getattr(recipe, "tokenizer", None))
     if found is not None:
         _restore(found, recipe, state, loader, fabric)
     card = _card(store, config, sequences).but(origin=origin["origin"] if origin else "")
