@@ -45,7 +45,7 @@ VERBS = {
     "verify": {"store", "workers"},
     "pretrain": {"recipe", "store", "out", "changes", "config", "resume"},
     "import": {"weights", "store", "out", "encoder", "recipe", "crop"},
-    "compare": {"task", "store", "runs", "out", "fractions", "seeds", "measure", "vary", "changes"},
+    "compare": {"task", "store", "runs", "out", "fractions", "seeds", "measure", "against", "vary", "changes"},
     "evaluate": {"task", "run", "store", "split", "controls", "prompts", "changes", "out"},
     "transfer": {"task", "run", "store", "mode", "split", "label_fraction", "controls", "changes", "out"},
     "report": {"run"},

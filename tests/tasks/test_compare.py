@@ -128,6 +128,20 @@ def test_differences_are_paired_and_corrected(store: Any) -> None:
     assert all(comparison.p_holm >= comparison.p for comparison in result.comparisons)
 
 
+def test_every_arm_is_tested_against_the_one_that_is_asked_for(store: Any) -> None:
+    models = {"good": Quality(0.60), "worse": Quality(0.58)}
+    asked = {"fractions": (0.5, 1.0), "draws": 200}
+    result = compare_pretraining(models, store, "stub", against=SCRATCH, **asked)
+    found = {(one.name, one.of, one.against): one.value for one in result.comparisons}
+    shares = ("macro, 50 % of the labels", "macro, 100 % of the labels")
+    assert set(found) == {(share, arm, SCRATCH) for share in shares for arm in ("good", "worse")}
+    assert found[shares[1], "worse", SCRATCH] == pytest.approx(0.28)
+    usual = compare_pretraining(models, store, "stub", **asked)
+    assert usual.variant != result.variant, "neither overwrites the other"
+    with pytest.raises(ValueError, match="no arm is called 'scratch'; they are 'good', 'worse', 'from scratch'"):
+        compare_pretraining(models, store, "stub", against="scratch")
+
+
 def test_nothing_to_compare_is_refused(store: Any) -> None:
     with pytest.raises(ValueError, match="at least one model"):
         compare_pretraining({}, store, "stub")

@@ -128,6 +128,7 @@ def compare(
     measure: Annotated[
         str | None, typer.Option(help="With commas; arms are tested on the first: dice,nsd or 'report to volume/r@10'.")
     ] = None,
+    against: Annotated[str | None, typer.Option(help="Test every arm against this one, say 'from scratch'.")] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(help="NAME:SETTING=VALUE[;...]: the first run once more, so changed. Repeatable."),
@@ -142,15 +143,12 @@ def compare(
 
     from tomoglot.checkpoint import load_checkpoint
     from tomoglot.serve.compared_figure import draw_compared
-    from tomoglot.tasks.compare import compare_pretraining, named_folders
+    from tomoglot.tasks.compare import compare_pretraining, named_folders, varied_settings
     from tomoglot.tasks.scoreboard import table
     from tomoglot.tasks.task import load
 
     folders = named_folders(runs)
     config = load(task).Config().set(changes or [])
-    varied = [one.partition(":") for one in vary or []]
-    if any(not (name and colon and its) for name, colon, its in varied):
-        raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(vary or [])}")
     opened = _opened(store, config)
     models = {name: [load_checkpoint(path) for path in its] for name, its in folders.items()}
     with progress_bar("training") as report:
@@ -162,8 +160,9 @@ def compare(
             fractions=fractions or [1.0],
             seeds=seeds or [0],
             measures=[name.strip() for name in measure.split(",")] if measure else (),
-            variants={name: config.set(its.split(";")) for name, _, its in varied},
+            variants=varied_settings(config, vary or []),
             kept=out / "trainings",
+            against=against,
             progress=report,
         )
     Console().print(table(result))

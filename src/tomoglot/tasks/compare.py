@@ -74,6 +74,7 @@ def compare_pretraining(
     measures: Sequence[str] = (),
     variants: Mapping[str, Settings] | None = None,
     kept: Path | None = None,
+    against: str | None = None,
     draws: int = DRAWS,
     progress: Report = lambda done, total: None,
 ) -> TaskResult:
@@ -92,37 +93,35 @@ def compare_pretraining(
             `auroc`, or, of written reports, the `f1` of what they say. Arms are tested on the first.
         variants: a name and settings each: the first model once more, under them.
         kept: a folder in which every training's result is kept, and looked for before training.
+        against: every other arm minus this one is tested; None tests the first model minus every other arm.
         draws: of the bootstrap.
         progress: told how many trainings are done.
 
     Raises:
-        ValueError: no model, fraction or seed, two arms of one name or one of several recipes, fractions or seeds for a
-            task that trains nothing, a measure is none of its own, or the scored studies hold one class only.
+        ValueError: no model, fraction or seed, two arms of one name, fractions or seeds for a task that trains nothing,
+            a measure is none of its own, no arm is called `against`, or the scored studies hold one class only.
     """
     trains = (found_task := load(task)).VERB == "transfer"
     config = found_task.Config() if config is None else config
     runs = {name: (its,) if isinstance(its, Recipe | Loaded) else tuple(its) for name, its in models.items()}
     _refuse(task, trains, runs, fractions, seeds)
-    arms, first = _arms(runs, config, variants or {}), next(iter(runs.values()))
+    arms, first = _arms(runs, config, variants or {}, against), next(iter(runs.values()))
     starts = {name: range(len(runs.get(model, first))) for name, (model, _) in arms.items()}
     done, total = count(1), sum(map(len, starts.values())) * len(seeds) * len(fractions)
     train = partial(_train, found_task, runs=runs, store=store, kept=kept)
+    train_arm = partial(_train_arm, train, seeds=seeds, measures=measures, tell=lambda: progress(next(done), total))
     rows: list[_Trained] = []
     with embedded_once():
         for fraction, (name, (model, settings)) in product(fractions, arms.items()):
-            found = []
-            for start, seed in product(starts[name], seeds):
-                learning = {"seed": seed, "label_fraction": fraction} if trains else {}
-                job = settings.but(controls=False, **learning)
-                found.append(train(model, job, start=start, seed=seed).predictions)
-                chosen = _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
-                progress(next(done), total)
+            found = train_arm(model, settings, share=fraction if trains else None, starts=starts[name])
             share = f", {100 * fraction:g} % of the labels" * trains
-            rows += [_trained(name, share, found, store, measure) for measure in chosen]
-    tested = [row for row in rows if row.measure == rows[0].measure and (trains or len(row.values) > 1)]
-    notes = tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in tested)
-    result = _result(rows, task, names=tuple(runs), config=config, store=store, draws=draws).but(notes=notes)
-    return _told_apart(result.under(config), arms, runs, fractions, seeds, measures)
+            rows += [_trained(name, share, found, store, measure) for measure in _measures(found[0], measures)]
+    tested = [row for row in rows if row.measure == rows[0].measure]
+    several = [row for row in tested if trains or len(row.values) > 1]
+    notes = tuple(_seed_note(row, len(starts[row.arm]), seeds if trains else ()) for row in several)
+    result = _result(rows, task, tuple(runs), config, store=store, draws=draws).but(notes=notes)
+    result = result.but(comparisons=_compare(tested, rows[0].arm, draws, against=against))
+    return _told_apart(result.under(config), arms, runs, fractions, seeds, measures, *[against] * bool(against))
 
 
 def named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
@@ -138,6 +137,18 @@ def named_folders(runs: Sequence[str]) -> dict[str, list[Path]]:
     for name, _, path in pairs:
         found.setdefault(name, []).append(Path(path))
     return found
+
+
+def varied_settings(config: Settings, varied: Sequence[str]) -> dict[str, Settings]:
+    """Settings by name, from NAME:SETTING=VALUE[;...].
+
+    Raises:
+        ValueError: one is of another form, or no setting is called so.
+    """
+    parts = [one.partition(":") for one in varied]
+    if any(not (name and colon and its) for name, colon, its in parts):
+        raise ValueError(f"--vary wants NAME:SETTING=VALUE, got {', '.join(varied)}")
+    return {name: config.set(its.split(";")) for name, _, its in parts}
 
 
 def _told_apart(
@@ -167,39 +178,54 @@ def _refuse(
 
 
 def _result(
-    rows: Sequence[_Trained],
-    task: str,
-    *,
-    names: tuple[str, ...],
-    config: Settings,
-    store: StudySource,
-    draws: int,
+    rows: Sequence[_Trained], task: str, names: tuple[str, ...], config: Settings, *, store: StudySource, draws: int
 ) -> TaskResult:
     split = str(getattr(config, "split", "test"))
-    tested = [row for row in rows if row.measure == rows[0].measure]
     subjects = rows[0].subjects
     return TaskResult(
         task=f"compare-{task}", split=split, model=", ".join(names), simulated=is_simulated(store, split),
         subjects=len(np.unique(subjects)), studies=len(subjects),
         scores=tuple(_score(row, draws) for row in rows),
-        comparisons=_compare(tested, rows[0].arm, draws),
     )  # fmt: skip
 
 
 def _arms(
-    models: Mapping[str, Sequence[Model]], config: Settings, variants: Mapping[str, Settings]
+    models: Mapping[str, Sequence[Model]], config: Settings, variants: Mapping[str, Settings], against: str | None
 ) -> dict[str, tuple[str, Settings]]:
     """Which model and settings each arm has, the first model first and from scratch last; none without a model.
 
     Raises:
-        ValueError: two arms of one name.
+        ValueError: two arms of one name, or none of the name that all are tested against.
     """
     if twice := sorted({*models, SCRATCH} & set(variants)):
         raise ValueError(f"two arms are called {', '.join(twice)}: give every variant a name of its own")
     arms = {name: (name, config) for name in models}
     for first in list(models)[:1]:
         arms |= {name: (first, its) for name, its in variants.items()} | {SCRATCH: (SCRATCH, config)}
+    if against is not None and against not in arms:
+        raise ValueError(f"against: no arm is called {against!r}; they are {', '.join(map(repr, arms))}")
     return arms
+
+
+def _train_arm(
+    train: Callable[..., TaskResult],
+    model: str,
+    settings: Settings,
+    *,
+    share: float | None,
+    starts: Sequence[int],
+    seeds: Sequence[int],
+    measures: Sequence[str],
+    tell: Callable[[], None],
+) -> list[tuple[Prediction, ...]]:
+    """What every training of an arm at one share of the labels (None: it trains nothing) said of the studies."""
+    found = []
+    for start, seed in product(starts, seeds):
+        learning = {} if share is None else {"seed": seed, "label_fraction": share}
+        found.append(train(model, settings.but(controls=False, **learning), start=start, seed=seed).predictions)
+        _measures(found[-1], measures)  # A wrong name is said after one training, not after all.
+        tell()
+    return found
 
 
 def _train(
@@ -323,15 +349,17 @@ def _score(row: _Trained, draws: int) -> Score:
     )
 
 
-def _compare(rows: Sequence[_Trained], ours: str, draws: int) -> tuple[Comparison, ...]:
-    """The first model minus every other arm at the same share of the labels; Holm over all of them."""
-    own = {row.title: row for row in rows if row.arm == ours}
-    others = [row for row in rows if row.arm != ours]
+def _compare(rows: Sequence[_Trained], ours: str, draws: int, *, against: str | None) -> tuple[Comparison, ...]:
+    """Ours minus every other arm, or every other arm minus one, at the same share of the labels; Holm over all."""
+    fixed = ours if against is None else against
+    of = {row.title: row for row in rows if row.arm == fixed}
+    pairs = [(of[row.title], row) if against is None else (row, of[row.title]) for row in rows if row.arm != fixed]
     tests = []
-    for row in others:
-        test = paired_test(own[row.title].statistic, row.statistic, row.subjects, draws=draws)
-        tests.append((row.title, row.metric, row.arm, len(np.unique(row.subjects)), test))
-    return tuple(found.but(of=ours) for found in holm_comparisons(tests))
+    for one, other in pairs:
+        test = paired_test(one.statistic, other.statistic, one.subjects, draws=draws)
+        tests.append((one.title, one.metric, other.arm, len(np.unique(one.subjects)), test))
+    drawn = [one.arm for (one, _), (*_, test) in zip(pairs, tests, strict=True) if test.draws]
+    return tuple(found.but(of=arm) for found, arm in zip(holm_comparisons(tests), drawn, strict=True))
 
 
 def _seed_note(row: _Trained, starts: int, seeds: Sequence[int]) -> str:
