@@ -44,9 +44,9 @@ def compared_figure(result: TaskResult) -> Figure:
     shares = list(dict.fromkeys(score.name for score in scores))
     along = any(place_of(score.arm)[1] is not None for score in scores)
     arms = list(dict.fromkeys(score.arm for score in scores))
-    size = (PANEL * len(shares) + 0.6, 3.6 if along else 1.1 + 0.3 * len(arms))
+    size = (PANEL * len(shares) + (1.4 if along else 0.6), 3.6 if along else 1.1 + 0.3 * len(arms))
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(shares), squeeze=False, sharey=not along)[0]
+    panels = figure.subplots(1, len(shares), squeeze=False, sharey=True, sharex=True)[0]
     kind = "SIMULATED data. " if result.simulated else ""
     figure.supxlabel(f"{kind}Bars: 95 % over subjects, who were scored by every arm.", fontsize=9, color=MUTED)
     for axes, share in zip(panels, shares, strict=True):
@@ -54,10 +54,16 @@ def compared_figure(result: TaskResult) -> Figure:
         (_lines if along else _rows)(axes, its)
         axes.set_title(share, loc="left", fontsize=9.5, color=INK)
         label = f"{first.metric.replace('_', ' ')} ({its[0].subjects:,} subjects)"
-        (axes.set_ylabel if along else axes.set_xlabel)(label, color=MUTED, fontsize=9)
+        if along and axes is panels[0]:
+            axes.set_ylabel(label, color=MUTED, fontsize=9)
+        elif not along:
+            axes.set_xlabel(label, color=MUTED, fontsize=9)
         axes.grid(color=RULE, linewidth=0.5, axis="y" if along else "x")
         axes.set_axisbelow(True)
         plain(axes)
+    if along:  # Outside: within a panel it lay over the bars.
+        lines = panels[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -83,7 +89,6 @@ def _lines(axes: Any, scores: Sequence[Score]) -> None:
     axes.set_xticks(sorted({place for (_, place), _ in found if place is not None}))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _rows(axes: Any, scores: Sequence[Score]) -> None:
