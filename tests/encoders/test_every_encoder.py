@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from tomoglot.encoders.skip_decoder import SkipDecoder
 from tomoglot.encoders.vision import VisionEncoder, names
 
 # Files whose network is an optional package's, and what is imported from it.
@@ -42,6 +43,14 @@ def test_studies_do_not_leak_into_each_other(encoder):
     volumes = torch.randn(3, 1, 32, 32, 32)
     encoder.eval()
     torch.testing.assert_close(encoder(volumes).pooled[1:2], encoder(volumes[1:2]).pooled, atol=1e-4, rtol=1e-3)
+
+
+def test_the_skip_decoder_takes_any_of_them_as_segmentation_sets_it(encoder):
+    """With two coarser outputs, which a transformer's one map did not have."""
+    decoder = SkipDecoder(1, encoder.widths, encoder.strides, out_channels=2)
+    volumes = torch.randn(1, 1, 32, 48, 32)
+    sizes = [output.shape for output in decoder(encoder.eval()(volumes), volumes)]
+    assert sizes[0] == (1, 2, 32, 48, 32) and len(sizes) == 3
 
 
 def test_settings_survive_being_written_and_read(encoder):
