@@ -40,6 +40,21 @@ def test_the_same_weights_and_split_are_embedded_once(store, passes):
     np.testing.assert_array_equal(again.features, first.features)
 
 
+def test_weights_of_any_kind_tell_models_apart(store, passes):
+    """A counter without an axis, half precision, a flag: all are in a state that recipes may have."""
+    recipe = make_recipe()
+    recipe.register_buffer("seen", torch.tensor(3))
+    recipe.register_buffer("halves", torch.ones(2, 2, dtype=torch.bfloat16))
+    recipe.register_buffer("flag", torch.tensor([True]))
+    with embedded_once():
+        embed_split(recipe, store, split="val", loader=LOADER)
+        embed_split(recipe, store, split="val", loader=LOADER)
+        assert len(passes) == 1
+        recipe.seen += 1
+        embed_split(recipe, store, split="val", loader=LOADER)
+    assert len(passes) == 2
+
+
 def test_other_weights_splits_stores_and_questions_are_embedded_anew(store, passes):
     recipe = make_recipe()
     with embedded_once():

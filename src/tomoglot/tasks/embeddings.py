@@ -186,7 +186,8 @@ def _weights_digest(recipe: Recipe) -> str:
     digest = hashlib.sha256(f"{type(recipe)}{recipe.sequences}{said}".encode())
     for name, value in sorted(recipe.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # As a row: a counter without an axis cannot be looked at byte by byte.
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
