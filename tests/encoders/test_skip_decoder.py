@@ -74,6 +74,16 @@ def test_a_map_fourfold_coarser_is_reached_in_one_stage():
     assert len(SkipDecoder(1, (16, 32), (4, 32), out_channels=1).stages) == 4
 
 
+@pytest.mark.parametrize(("stride", "strides"), [(16, [8, 4, 2, 1]), (12, [6, 3, 1]), (14, [7, 3, 1])])
+def test_full_size_is_reached_once_from_a_patch_of_any_edge(stride, strides):
+    """A second stage at full size would cost as much as all the others together."""
+    decoder = SkipDecoder(1, (64,), (stride,), out_channels=1)
+    assert [stage.stride for stage in decoder.stages] == strides
+    volumes = torch.randn(1, 1, 2 * stride, 2 * stride, 2 * stride)
+    found = VisionFeatures((torch.randn(1, 64, 2, 2, 2),), torch.zeros(1, 8, 64), torch.zeros(1, 64))
+    assert decoder(found, volumes)[0].shape == (1, 1, *[2 * stride] * 3)
+
+
 def test_a_pyramid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="strides rising"):
         SkipDecoder(1, (8, 16), (4, 2), out_channels=1)

@@ -99,7 +99,7 @@ def _levels(widths: Sequence[int], strides: Sequence[int]) -> list[_Level]:
         level = _Level(stride=stride, width=width, mapped=True)
         between = [level]
         if stride > FURTHEST * finer:
-            while between[0].stride > 2 * finer:
+            while between[0].stride // 2 > finer:
                 before = between[0]
                 half = _Level(stride=before.stride // 2, width=max(LEAST_WIDTH, before.width // 2), mapped=False)
                 between.insert(0, half)
