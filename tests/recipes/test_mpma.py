@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tomoglot.batches.batch import Batch
 from tomoglot.encoders.decoder import PatchDecoder
 from tomoglot.encoders.memory import MemoryFusion
-from tomoglot.encoders.text_trained import TrainedTextEncoder
+from tomoglot.encoders.text_trained import TrainedTextEncoder, pool_words
 from tomoglot.encoders.vit import ViT
 from tomoglot.recipes import mpma
 from tomoglot.recipes.mpma import MPMA, TERMS
@@ -378,17 +378,43 @@ def test_a_map_of_a_phrase_lies_on_the_token_grid() -> None:
 
 def test_fused_vectors_know_the_text_and_every_volume() -> None:
     module, of = build().eval(), batch()
-    asked = ["Is there a mass?"] * 4
+    asked = [["Is there a mass?"]] * 4
     fused = module.fuse(of, asked)
     assert fused.shape == (4, 24)
     torch.testing.assert_close(module.fuse(of, asked), fused)
-    assert not torch.allclose(module.fuse(of, ["Where is the infarct?"] * 4), fused)
+    assert not torch.allclose(module.fuse(of, [["Where is the infarct?"]] * 4), fused)
     for channel in range(2):
         other = of.volumes.clone()
         other[0, channel] += torch.linspace(0, 3, 16)[:, None, None]
         assert not torch.allclose(module.fuse(replace(of, volumes=other), asked)[0], fused[0])
-    with pytest.raises(ValueError, match="1 texts for 4 studies"):
+    with pytest.raises(ValueError, match="texts of 1 studies for 4"):
         module.fuse(of, asked[:1])
+
+
+def test_several_texts_of_a_study_are_fused_as_each_is_alone() -> None:
+    module, of = build().eval(), batch()
+    module.fusion.memory.matrix.data.normal_()  # as drawn it is nearly nothing
+    texts = [
+        ["A mass is seen.", "No infarct, and the ventricles are of normal width."],
+        [],
+        ["A mass is seen."] * 2,
+        [" "],
+    ]
+    together = module.fuse(of, texts)
+    assert together.shape == (5, 24) and not together[4].any()
+    rows = [(0, texts[0][0]), (0, texts[0][1]), (2, texts[2][0]), (2, texts[2][1]), (3, " ")]
+    for vector, (study, text) in zip(together, rows, strict=True):
+        alone = [[]] * study + [[text]] + [[]] * (3 - study)
+        torch.testing.assert_close(module.fuse(of, alone)[0], vector)
+    # Slowly: the volumes' tokens, and what `losses` would make of a report with nothing hidden.
+    given = module.draw(replace(of, reports=(texts[0][0], texts[0][0], texts[2][0], None)), sequences=2)
+    view = module.look(given)
+    slowly = module.fusion(view.states, view.joined, view.attended)
+    torch.testing.assert_close(pool_words(slowly, given.tokens.word)[[0, 2]], together[[0, 2]])
+    # No text, no need of a volume.
+    module.fuse(replace(of, acquired=of.acquired & torch.tensor([1, 0, 1, 1])[:, None].bool()), texts)
+    with pytest.raises(ValueError, match="must have a sequence"):
+        module.fuse(replace(of, acquired=of.acquired & torch.tensor([0, 1, 1, 1])[:, None].bool()), texts)
 
 
 def test_images_of_one_voxel_along_k_are_volumes_too() -> None:

@@ -237,7 +237,7 @@ def test_a_recipes_own_fusion_is_read_and_can_answer(store, fusing, table, batch
     said = fuse_questions(fusing, [batch], questions)
     key = (batch.studies[1], ("Is there a lesion?", None))
     with torch.no_grad():
-        direct = fusing.fuse(take_rows(batch, [1]), ["Is there a lesion?"])[0]
+        direct = fusing.fuse(take_rows(batch, [1]), [["Is there a lesion?"]])[0]
     torch.testing.assert_close(said[key].float(), direct, atol=1e-2, rtol=1e-2)
     result = score(fusing, store, settings(table, controls=False, **{"answerer.reader": "fused"}))
     assert result.score("all questions", metric="accuracy").value > 0.7

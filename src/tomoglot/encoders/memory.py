@@ -104,9 +104,20 @@ class MemoryFusion(nn.Module):
         Raises:
             ValueError: an image of fewer than two tokens.
         """
-        words, patches = self.text_in(text), self.image_in(image)
-        if self.memory is not None:
-            words, patches = words + self.memory(words), patches + self.memory(patches)
+        return self.read(text, self.remember(image), attended)
+
+    def remember(self, image: Float[Tensor, "n p _v"]) -> Float[Tensor, "n p d"]:
+        """An image's tokens with what they read in the memory: the same whatever report reads them (`read`)."""
+        return self._remembered(self.image_in(image))
+
+    def read(
+        self,
+        text: Float[Tensor, "n t _e"],
+        patches: Float[Tensor, "n p _d"],
+        attended: Bool[Tensor, "n p"] | None = None,
+    ) -> Float[Tensor, "n t _d"]:
+        """The report's tokens after they read tokens that `remember` made of the image."""
+        words = self._remembered(self.text_in(text))
         for block in self.blocks:
             words = block(words, patches, attended)
         return self.norm(words)
@@ -114,3 +125,6 @@ class MemoryFusion(nn.Module):
     def alone(self, text: Float[Tensor, "n t _e"]) -> Float[Tensor, "n t _d"]:
         """The report's tokens with neither memory nor image."""
         return self.norm(self.text_in(text))
+
+    def _remembered(self, tokens: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+        return tokens if self.memory is None else tokens + self.memory(tokens)

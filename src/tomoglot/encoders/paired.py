@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from tomoglot.batches.batch import Batch, Tokens, draw_volumes
 from tomoglot.batches.mask import block_mask, token_mask
+from tomoglot.encoders.memory import MemoryFusion
 from tomoglot.encoders.patches import Voxels, imaged_patches
 from tomoglot.encoders.text_trained import TrainedTextEncoder, mean_by_word, pool_words
 from tomoglot.encoders.vit import ViT
 from tomoglot.studies.report import report_body
+
+# Texts that read their study's patches in one pass.
+TEXTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +123,29 @@ def look(given: Given, vision: ViT, text: TrainedTextEncoder, *, patch_share: fl
         present=present,
         said=pool_words(states, left),
     )
+
+
+def fuse_texts(
+    texts: Sequence[Sequence[str]],
+    patches: Float[Tensor, "b m e"],
+    attended: Bool[Tensor, "b m"],
+    text: TrainedTextEncoder,
+    fusion: MemoryFusion,
+) -> Float[Tensor, "t f"]:
+    """The mean state of each study's texts after they read its patches, in order; equal texts of a study are read once.
+
+    Args:
+        texts: any number for each study.
+        patches: what `MemoryFusion.remember` made of each study's tokens, those that are `attended`.
+    """
+    rows = [(study, report_body(one)) for study, its in enumerate(texts) for one in its]
+    # Texts of one length side by side, so that few are filled up.
+    distinct = sorted(set(rows), key=lambda row: (len(row[1]), row))
+    place = {row: at for at, row in enumerate(distinct)}
+    found = [patches.new_zeros(0, fusion.config.width)]
+    for at in range(0, len(distinct), TEXTS_AT_ONCE):
+        part = distinct[at : at + TEXTS_AT_ONCE]
+        tokens = text.tokenise([said if said.strip() else None for _, said in part]).to(patches.device)
+        study = torch.tensor([study for study, _ in part], device=patches.device)
+        found.append(pool_words(fusion.read(text(tokens), patches[study], attended[study]), tokens.word))
+    return torch.cat(found)[torch.tensor([place[row] for row in rows], dtype=torch.long, device=patches.device)]

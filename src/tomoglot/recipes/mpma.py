@@ -52,7 +52,7 @@ from tomoglot.batches.mask import report_keys
 from tomoglot.encoders.decoder import PatchDecoder
 from tomoglot.encoders.fusion import RunningStandardiser
 from tomoglot.encoders.memory import MemoryFusion
-from tomoglot.encoders.paired import Given, View, draw_pairs, look
+from tomoglot.encoders.paired import Given, View, draw_pairs, fuse_texts, look
 from tomoglot.encoders.patches import imaged_patches, patch_targets, real_voxels
 from tomoglot.encoders.text_trained import TrainedTextEncoder, WordHead, mean_by_word, pool_words
 from tomoglot.encoders.vit import ViT
@@ -258,17 +258,20 @@ class MPMA(OneEncoder):
         maps[batch.acquired] = shares.unflatten(2, grid).to(maps.dtype)
         return maps
 
-    def fuse(self, batch: Batch, texts: Sequence[str]) -> Float[Tensor, "b f"]:
-        """One vector a study: its text after it read all its acquired sequences by MA-CMF, nothing hidden.
+    def fuse(self, batch: Batch, texts: Sequence[Sequence[str]]) -> Float[Tensor, "t f"]:
+        """One vector a text: what it is after it read its study's acquired sequences by MA-CMF, nothing hidden.
 
         Raises:
-            ValueError: there is not one text a study, or a study has no acquired sequence.
+            ValueError: texts of another number of studies, or a study has texts and no acquired sequence.
         """
-        if len(texts) != len(batch) or not bool(batch.acquired.any(dim=1).all()):
-            raise ValueError(f"{len(texts)} texts for {len(batch)} studies, each of which must have a sequence")
-        given = self.draw(replace(batch, reports=tuple(texts)), sequences=len(batch.sequences))
-        view = self.look(given)
-        return pool_words(self.fusion(view.states, view.joined, view.attended), given.tokens.word)
+        asked = torch.tensor([bool(its) for its in texts], device=batch.acquired.device)
+        if len(texts) != len(batch) or bool((asked & ~batch.acquired.any(dim=1)).any()):
+            raise ValueError(f"texts of {len(texts)} studies for {len(batch)}, each of which must have a sequence")
+        given = self.draw(replace(batch, reports=(None,) * len(batch)), sequences=len(batch.sequences))
+        seen = self.vision(given.volumes).tokens
+        # Read once a study, whatever the number of its texts: the volume is what costs.
+        patches = self.fusion.remember(given.join(seen))
+        return fuse_texts(texts, patches, given.join(seen.new_ones(seen.shape[:2]).bool()), self.text, self.fusion)
 
     def draw(self, batch: Batch, *, sequences: int | None = None) -> Given:
         """Volumes and reports of a batch, before anything is hidden."""

@@ -129,11 +129,13 @@ class Recipe(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} aligns no words with places, so a phrase points nowhere")
 
-    def fuse(self, batch: Batch, texts: Sequence[str]) -> Float[Tensor, "b f"]:
-        """One vector a study: what its text becomes after it read all the study's acquired sequences.
+    def fuse(self, batch: Batch, texts: Sequence[Sequence[str]]) -> Float[Tensor, "t f"]:
+        """One vector a text, study by study: what it becomes after it read all the study's acquired sequences.
+
+        A study may have any number of texts. Its volumes are read once for all of them.
 
         Raises:
-            ValueError: there is not one text a study, or a study has no acquired sequence.
+            ValueError: texts of another number of studies, or a study has texts and no acquired sequence.
             NotImplementedError: in this method no text reads a volume.
         """
         raise NotImplementedError(f"{type(self).__name__} has no fusion in which a text reads a volume")

@@ -138,12 +138,12 @@ def score(
     truths[FITTING] = truths[FITTING].rows(keep)
     said: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     notes: list[str] = []
-    left: list[float] = []
-    for group in job.groups:
-        texts, share = _texts(job, group)
-        left.append(share)
+    shown = [_texts(job, group) for group in job.groups]
+    left = float(np.mean([share for _, share in shown]))
+    given = _read(job, [texts for texts, _ in shown])
+    for group, read in zip(job.groups, given, strict=True):
         known = {split: truth.columns(group) for split, truth in truths.items()}
-        for arm, by_split in _probe(job, texts, known, keep, notes=notes).items():
+        for arm, by_split in _probe(job, read, known, keep, notes=notes).items():
             for split, found in by_split.items():
                 said.setdefault(split, {}).setdefault(arm, []).append(found)
     columns = {split: {arm: np.hstack(parts) for arm, parts in arms.items()} for split, arms in said.items()}
@@ -163,7 +163,7 @@ def score(
         split=config.split,
         model=type(job.recipe).__name__,
         simulated=is_simulated(job.store, config.split),
-        notes=(*about, *_notes(job, float(np.mean(left))), *result.notes, *notes),
+        notes=(*about, *_notes(job, left), *result.notes, *notes),
     )
 
 
@@ -253,18 +253,34 @@ def _texts(job: _Job, group: tuple[str, ...]) -> tuple[Texts, float]:
     return texts, float(np.mean(shares))
 
 
+def _read(job: _Job, shown: Sequence[Texts]) -> list[dict[str, Vectors]]:
+    """What is made of the texts that each group of findings is shown: their vectors and, by arm, those fused.
+
+    Texts and volumes are read once for all groups: with `without_finding` there is a group a finding, and most of their
+    texts are the same.
+    """
+    read: list[dict[str, Vectors]] = [{REPORT_ONLY: vectors} for vectors in _report_vectors(job, shown)]
+    if job.config.fused and type(job.recipe).fuse is not Recipe.fuse:
+        for arm, blank in ((FUSED, False), (FUSED_BLANK, True))[: 1 + job.config.controls]:
+            fused = {split: _fuse(job, split, [texts[split] for texts in shown], blank=blank) for split in shown[0]}
+            for at, vectors in enumerate(read):
+                vectors[arm] = {split: its[:, at] for split, its in fused.items()}
+    return read
+
+
 def _probe(
-    job: _Job, texts: Texts, truths: Mapping[str, Truth], keep: NDArray[np.bool_], *, notes: list[str]
+    job: _Job,
+    read: Mapping[str, Vectors],
+    truths: Mapping[str, Truth],
+    keep: NDArray[np.bool_],
+    *,
+    notes: list[str],
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Probabilities by arm, on the split that is chosen on and on the one that is scored."""
     config, splits = job.config, job.config.splits
     images = {split: pool_sequences(job.images[split], pooling="mean_max") for split in splits}
-    reports = _report_vectors(job, texts)
-    arms: dict[str, Vectors] = {MODEL: _join(images, reports), IMAGE_ONLY: images, REPORT_ONLY: reports}
-    if config.fused and type(job.recipe).fuse is not Recipe.fuse:
-        arms[FUSED] = {split: _fuse(job, split, texts[split]) for split in splits}
-        if config.controls:
-            arms[FUSED_BLANK] = {split: _fuse(job, split, texts[split], blank=True) for split in splits}
+    reports = read[REPORT_ONLY]
+    arms: dict[str, Vectors] = {MODEL: _join(images, reports), IMAGE_ONLY: images, **read}
     if job.redrawn is not None:
         redrawn = {split: pool_sequences(job.redrawn[split], pooling="mean_max") for split in splits}
         arms[SCRATCH] = _join(redrawn, reports)
@@ -286,20 +302,20 @@ def _join(first: Vectors, second: Vectors) -> Vectors:
     return {split: np.hstack([first[split], second[split]]) for split in first}
 
 
-def _report_vectors(job: _Job, texts: Texts) -> Vectors:
-    """A vector a report; each distinct text is read once."""
-    distinct = tuple(dict.fromkeys(text for its in texts.values() for text in its))
+def _report_vectors(job: _Job, shown: Sequence[Texts]) -> list[Vectors]:
+    """A vector a report, for each group; each distinct text is read once, beside others of its length."""
+    distinct = sorted({text for texts in shown for its in texts.values() for text in its}, key=lambda text: len(text))
     if job.config.text == "own" and has_text_side(job.recipe):
         vectors = embed_texts(job.recipe, distinct)
     else:
-        vectors = text_encoder(job.recipe).embed(distinct).double().cpu().numpy()
+        vectors = text_encoder(job.recipe).embed(tuple(distinct)).double().cpu().numpy()
     place = {text: at for at, text in enumerate(distinct)}
-    return {split: vectors[[place[text] for text in its]] for split, its in texts.items()}
+    return [{split: vectors[[place[text] for text in its]] for split, its in texts.items()} for texts in shown]
 
 
-def _fuse(job: _Job, split: str, texts: Sequence[str], *, blank: bool = False) -> NDArray[np.float64]:
-    """Fused vectors of a split, in the order of its embeddings."""
-    said = dict(zip(job.images[split].studies, texts, strict=True))
+def _fuse(job: _Job, split: str, shown: Sequence[Sequence[str]], *, blank: bool) -> NDArray[np.float64]:
+    """Fused vectors of the studies of a split with the text of each group (n, g, f), in the order of its embeddings."""
+    said = dict(zip(job.images[split].studies, zip(*shown, strict=True), strict=True))
     device = next(job.recipe.parameters()).device
     reading = job.loader.but(sequences=job.recipe.readable(job.store.sequences))
     batches = Loader(job.store, reading, split=split, train=False)
@@ -309,7 +325,8 @@ def _fuse(job: _Job, split: str, texts: Sequence[str], *, blank: bool = False) -
             moved = batch.to(device)
             if blank:
                 moved = replace(moved, volumes=torch.zeros_like(moved.volumes))
-            found.append(job.recipe.fuse(moved, [said[study] for study in batch.studies]).double().cpu().numpy())
+            fused = job.recipe.fuse(moved, [said[study] for study in batch.studies])
+            found.append(fused.unflatten(0, (len(batch), len(shown))).double().cpu().numpy())
     return np.concatenate(found)
 
 

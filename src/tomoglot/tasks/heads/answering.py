@@ -217,13 +217,17 @@ def fuse_questions(recipe: Recipe, batches: Iterable[Batch], questions: Mapping[
     recipe.eval()
     try:
         for batch in batches:
-            asked = [(row, one) for row, study in enumerate(batch.studies) for one in questions.get(study, ())]
-            for at in range(0, len(asked), FUSED_ROWS):
-                part = asked[at : at + FUSED_ROWS]
-                shown = show(batch, [Unit(row, one.sequence, (one,)) for row, one in part]).to(device)
+            asked: dict[Unit, list[Question]] = {}
+            for row, study in enumerate(batch.studies):
+                for one in questions.get(study, ()):
+                    asked.setdefault(Unit(row, one.sequence, ()), []).append(one)
+            units = list(asked)
+            for at in range(0, len(units), FUSED_ROWS):
+                part = units[at : at + FUSED_ROWS]
+                texts = [[one.question for one in asked[unit]] for unit in part]
                 with torch.random.fork_rng(devices=[]):
-                    vectors = recipe.fuse(shown, [one.question for _, one in part]).half().cpu()
-                keys = [(batch.studies[row], asked_of(one)) for row, one in part]
+                    vectors = recipe.fuse(show(batch, part).to(device), texts).half().cpu()
+                keys = [(batch.studies[unit.row], asked_of(one)) for unit in part for one in asked[unit]]
                 found |= dict(zip(keys, vectors, strict=True))
     except NotImplementedError as error:
         raise ValueError(f"{error}; answer with answerer.reader=cells") from error
