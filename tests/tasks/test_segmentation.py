@@ -18,7 +18,7 @@ from tomoglot.studies.study import Series, Study, Volume
 from tomoglot.tasks.heads.segment_arm import fit_arm, predict_fields, with_thresholds
 from tomoglot.tasks.labels import PartOfStore
 from tomoglot.tasks.segmentation import Config, plan_job, score
-from tomoglot.tasks.task import IMAGE_REMOVED, SCRATCH
+from tomoglot.tasks.task import IMAGE_REMOVED, MODEL, SCRATCH
 
 SHAPE, SPLITS = (20, 18, 16), ("train",) * 12 + ("val",) * 4 + ("test",) * 6
 LPS = np.array([[-2.0, 0, 0, 19], [0, -2, 0, 17], [0, 0, 2, -15], [0, 0, 0, 1]])
@@ -206,6 +206,18 @@ def test_in_windows_and_with_flips_the_probabilities_stay_much_the_same(store):
 def test_the_consistency_term_and_dropped_sequences_train_as_well(store):
     config = QUICK.but(steps=2, controls=False, consistency_weight=0.1, drop_sequence_probability=0.3)
     assert score(BlobRecipe(), store, config).headline().value >= 0
+
+
+def test_frozen_features_are_read_and_it_is_said(store):
+    ours = score(BlobRecipe(), store, QUICK.but(steps=20, frozen=True))
+    assert ours.score("plaque", metric="dice").value > 0.3
+    assert all(
+        f"{arm}: 20 steps" not in note or "it stays frozen" in note for note in ours.notes for arm in (MODEL, SCRATCH)
+    )
+    assert sum("it stays frozen" in note for note in ours.notes) == 2
+    with pytest.raises(ValueError, match="consistency_on=logits"):
+        QUICK.but(frozen=True, consistency_weight=0.1)
+    QUICK.but(frozen=True, consistency_weight=0.1, consistency_on="logits")
 
 
 def test_two_runs_of_one_seed_are_equal(store):

@@ -47,6 +47,7 @@ class Config(Settings):
         crop_voxels: training crops and inference windows; None takes whole fields.
         whole_field: predict whole fields at once, even where training sees crops; faster where they fit in memory.
         lesion_share: share of the crops that are centred on a lesion.
+        frozen: the encoder stays as it is, and the decoder alone is trained: what do its features know already?
         network: a folder `network` that this task wrote: training goes on from it. From scratch stays from scratch.
         steps: updates of each arm; 0, with a network, only predicts and scores.
         warmup_steps: updates until the full learning rate.
@@ -85,6 +86,7 @@ class Config(Settings):
     crop_voxels: Box | None = None
     whole_field: bool = False
     lesion_share: float = Field(0.5, ge=0, le=1)
+    frozen: bool = False
     network: Path | None = None
     steps: int = Field(300, ge=0)
     warmup_steps: int = Field(20, ge=0)
@@ -116,6 +118,8 @@ class Config(Settings):
     def _check(self) -> Self:
         if self.steps == 0 and (self.network is None or self.controls):
             raise ValueError("steps 0 only predicts: it needs a trained network, and controls=false")
+        if self.frozen and self.consistency_weight and self.consistency_on == "embedding":
+            raise ValueError("a frozen encoder's embeddings cannot be pulled together; set consistency_on=logits")
         return self
 
     @property

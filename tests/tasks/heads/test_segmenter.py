@@ -71,6 +71,29 @@ def segmenter(**options) -> Segmenter:
     return net
 
 
+def test_a_frozen_encoder_stays_as_it_was_while_the_decoder_learns():
+    net = segmenter(frozen=True)
+    # Statistics that every pass in training mode would move.
+    net.encoder.add_module("statistics", torch.nn.BatchNorm3d(1))
+    net.encoder.register_forward_pre_hook(lambda encoder, given: (given[0], encoder.statistics(given[0][:, :1]))[:1])
+    before = {name: value.clone() for name, value in net.encoder.state_dict().items()}
+    optimiser = torch.optim.SGD([weight for weight in net.parameters() if weight.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(4):
+        loss = net.train().losses(batch_of(), progress=0.0)["overlap"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert net.training and not net.encoder.training and all(weight.grad is None for weight in net.encoder.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in net.encoder.state_dict().items())
+    moved = segmenter()
+    moved.train().losses(batch_of(), progress=0.0)["overlap"].backward()
+    # The layer that pools is for other tasks.
+    assert moved.encoder.training and all(weight.grad is not None for weight in moved.encoder.stages.parameters())
+
+
 def test_the_pretrained_encoder_is_copied_and_the_decoder_is_that_of_the_arm_from_scratch():
     torch.manual_seed(7)
     recipe = OneEncoder()

@@ -110,12 +110,14 @@ def fit_arm(recipe: Recipe, job: Job, *, pretrained: bool, progress: Progress) -
         over_batch=config.over_batch,
         consistency_weight=config.consistency_weight,
         consistency_on=config.consistency_on,
+        frozen=config.frozen,
     )
     came = "nothing was loaded" if coverage is None else f"encoder weights: {coverage.describe()}"
     before = None
     if pretrained and config.network is not None:
         before = load_network(config.network, net, sequences=job.sequences, plan=job.store.plan)
         came = f"goes on from the trained network {config.network.name}"
+    came += "; it stays frozen" if config.frozen else ""
     net.to(fabric.device)
     seconds = _train(net, job, schedule, fabric=fabric, progress=progress) if config.steps else [0.0]
     name = MODEL if pretrained else SCRATCH

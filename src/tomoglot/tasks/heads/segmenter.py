@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ def templates_of(recipe: Recipe, device: torch.device) -> StandIn:
 class Segmenter(nn.Module):
     """Encoder and decoder; keeps `Trainable`. The stand-in is no part of it: templates are not trained further.
 
+    A `frozen` encoder keeps its weights and is in evaluation mode while the decoder is trained.
+
     Attributes:
         regions: names and mask labels, in the order of the output channels.
     """
@@ -81,9 +83,10 @@ class Segmenter(nn.Module):
         over_batch: bool = False,
         consistency_weight: float = 0.0,
         consistency_on: Literal["embedding", "logits"] = "embedding",
+        frozen: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.regions = encoder, dict(regions)
+        self.encoder, self.regions, self.frozen = encoder.requires_grad_(not frozen), dict(regions), frozen
         self.decoder = SkipDecoder(
             encoder.in_channels,
             encoder.widths,
@@ -97,8 +100,15 @@ class Segmenter(nn.Module):
 
     def forward(self, volumes: Volumes) -> tuple[VisionFeatures, tuple[Float[Tensor, "b _r _i _j _k"], ...]]:
         """Features and logits, full size first, of volumes in which nothing is absent any more."""
-        features = self.encoder(volumes)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.encoder(volumes)
         return features, self.decoder(features, volumes)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen encoder stays in the latter (its statistics as well)."""
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
 
     def probabilities(self, volumes: Volumes) -> Float[Tensor, "b r i j k"]:
         """Probability of each region at each voxel."""
