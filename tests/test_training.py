@@ -217,6 +217,38 @@ def test_affines_reach_the_module_in_full_precision():
     assert module.kind == torch.float32
 
 
+def test_a_part_learns_at_its_own_rate_and_the_rest_at_the_schedules():
+    class TwoParts(Tiny):
+        def rate_factors(self):
+            return {"other.": 10.0}
+
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(2, 3)
+
+    module, seen = TwoParts(), []
+    state = TrainState.fresh(module, schedule())
+    by_factor = {factor: set() for factor in (1.0, 10.0)}
+    for group in state.optimiser.param_groups:
+        by_factor[group["rate_factor"]] |= set(group["params"])
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+    assert by_factor[10.0] == set(module.other.parameters())
+    assert by_factor[1.0] == {module.log_temperature, *module.convolution.parameters()}
+    fabric = schedule().fabric()
+    for step in train(module, [batch_of(v) for v in volumes(4)], schedule(), fabric=fabric, state=state):
+        rates = {group["rate_factor"]: group["lr"] for group in state.optimiser.param_groups}
+        assert rates == {1.0: step.learning_rate, 10.0: pytest.approx(10 * step.learning_rate)}
+        seen.append(step.number)
+    assert seen
+
+    class Elsewhere(Tiny):
+        def rate_factors(self):
+            return {"nowhere": 2.0}
+
+    with pytest.raises(ValueError, match=r"no parameter nowhere\*"):
+        TrainState.fresh(Elsewhere(), schedule())
+
+
 def test_a_module_with_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
         TrainState.fresh(nn.Linear(2, 2).requires_grad_(False), schedule())

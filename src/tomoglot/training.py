@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tomoglot.batches.batch import Batch
 from tomoglot.encoders.covered import CoveredAdamW
+from tomoglot.rates import parameter_groups
 from tomoglot.schedule import Schedule
 from tomoglot.types import Scalar
 
@@ -46,21 +47,16 @@ class TrainState:
     def fresh(cls, module: nn.Module, schedule: Schedule) -> TrainState:
         """State before the first step; the module must be on its device already.
 
-        One-dimensional parameters (biases, norms) and scalars (learnable temperatures) get no weight decay.
+        Raises:
+            ValueError: as of `rates.parameter_groups`.
         """
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if not trained:
-            raise ValueError(f"{type(module).__name__} has no trainable parameter")
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": schedule.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(module, weight_decay=schedule.weight_decay)
         optimiser = CoveredAdamW(
-            [group for group in groups if group["params"]],
+            groups,
             module,
             lr=schedule.rate(0),
             betas=schedule.betas,
-            fused=True if trained[0].is_cuda else None,
+            fused=True if groups[0]["params"][0].is_cuda else None,
         )
         averaged = _trained(module) if schedule.ema_decay is not None else ()
         average = {name: value.detach().clone() for name, value in averaged} or None
@@ -102,7 +98,8 @@ def train(
         started = time.perf_counter()
         rate = schedule.rate(state.step)
         for group in state.optimiser.param_groups:
-            group["lr"] = rate
+            # Not in a checkpoint of before there were factors, nor in the group of what is read through windows.
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         parts = list(islice(batches, schedule.batches_per_step))
         if not parts:
             raise ValueError(f"the loader ended after {state.step} of {schedule.steps} steps")

@@ -15,6 +15,7 @@ from tomoglot.encoders.decoder import PatchDecoder
 from tomoglot.encoders.memory import MemoryFusion
 from tomoglot.encoders.text_trained import TrainedTextEncoder, pool_words
 from tomoglot.encoders.vit import ViT
+from tomoglot.rates import parameter_groups
 from tomoglot.recipes import mpma
 from tomoglot.recipes.mpma import MPMA, TERMS
 
@@ -374,6 +375,26 @@ def test_a_map_of_a_phrase_lies_on_the_token_grid() -> None:
     torch.testing.assert_close(maps[:, :, 1:2], words[0])
     with pytest.raises(ValueError, match="no word to look for"):
         module.word_maps(of, ["mass", " "])
+
+
+def test_the_decoder_learns_at_a_rate_of_its_own_and_sooner() -> None:
+    assert build().rate_factors() == {} and build(decoder_rate=10.0).rate_factors() == {"decoder.": 10.0}
+    assert mpma.tiny().decoder_rate == 10 and mpma.paper().decoder_rate == 1
+    losses = {}
+    for rate in (1.0, 10.0):
+        torch.manual_seed(0)
+        module = build(decoder_rate=rate, report_weight=0.0, global_weight=0.0, local_weight=0.0)
+        groups = parameter_groups(module, weight_decay=0.05)
+        for group in groups:
+            group["lr"] = 5e-4 * group["rate_factor"]
+        optimiser = torch.optim.AdamW(groups)
+        for _ in range(30):
+            (loss,) = module.losses(batch(), progress=0.0).values()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        losses[rate] = loss.item()
+    assert losses[10.0] < 0.95 * losses[1.0]
 
 
 def test_fused_vectors_know_the_text_and_every_volume() -> None:

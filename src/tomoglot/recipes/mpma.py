@@ -1,8 +1,8 @@
 """MPMA-style, after Zhang 2023 (arXiv 2305.07920): an interpretation of ours, and no reproduction of the paper.
 
-The paper, on 2D chest X-rays, has no public code and hardly a stated value, and no number of it is claimed for what
-follows. Hides patches of a volume **and** words of its report at once, on the same pair. Encodes the visible patches
-alone, and the report with its holes. Minimises, each with a weight that switches it off at 0:
+The paper, on 2D chest X-rays, has no public code and hardly a stated value; no number of it is claimed here. Hides
+patches of a volume **and** words of its report at once, on the same pair. Encodes the visible patches alone, and the
+report with its holes. Minimises, each with a weight that switches it off at 0:
 
     image   hidden patches, from the visible ones, by a light decoder; each patch normalised by itself
     report  hidden words, from the report with holes after it read the volume through a memory (MA-CMF)
@@ -29,7 +29,7 @@ alone, and the report with its holes. Minimises, each with a weight that switche
 | patches of one value are not asked           | inferred | ours: air says nothing of a word                     |
 | reports with equal words are all positives   | inferred | ours, as in MedMAP: many reports are the normal one  |
 | one sequence a study and step (MR)           | inferred | ours; with more of them their tokens are read joined |
-| AdamW 1.5e-4, decay 0.05, 40 of 200 epochs   | inferred | MRM (code)                                           |
+| AdamW 1.5e-4, decay 0.05, 40 of 200 epochs   | inferred | MRM (code); `tiny`'s decoder has a rate of its own   |
 
 `tiny()` is ours. In 2D (`paper_2d()`) a volume has one voxel along k and a patch is (p, p, 1); nothing else changes.
 `vocabulary="met"` (ours) ranks a hidden word among the pieces that reports have shown so far, not among all 30,522.
@@ -75,9 +75,9 @@ _TINY_RUN: dict[str, Any] = {
     "loader.augment.shift": 0.1,
 }
 _FULL_RUN: dict[str, Any] = {
-    "schedule.learning_rate": 1.5e-4,  # code: MRM
-    "schedule.weight_decay": 0.05,  # code: MRM
-    "schedule.betas": (0.9, 0.95),  # code: MRM
+    "schedule.learning_rate": 1.5e-4,  # code: MRM, and the next two
+    "schedule.weight_decay": 0.05,
+    "schedule.betas": (0.9, 0.95),
     "loader.sequences_per_study": 1,
 }
 
@@ -114,6 +114,7 @@ class MPMA(OneEncoder):
             masking: "paired" hides both sides at once; "one_sided" makes two passes, each with one side whole.
             patch_share: of patches hidden; 0 hides none.
             word_share: of words hidden; 0 hides none.
+            decoder_rate: learning rate of the volumes' decoder over that of the rest.
             sequences_read: of a study, at most so many a step, drawn at random.
             guide_report: hidden words are rebuilt by MA-CMF; else it is a language model.
             vocabulary: word pieces among which a hidden one is ranked: the "whole" tokenizer's, or those "met" so far.
@@ -130,6 +131,7 @@ class MPMA(OneEncoder):
         masking: Literal["paired", "one_sided"] = "paired"
         patch_share: float = Field(0.75, ge=0, lt=1)
         word_share: float = Field(0.5, ge=0, lt=1)
+        decoder_rate: float = Field(1.0, gt=0)
         sequences_read: int = Field(1, ge=1)
         image_weight: float = Field(1.0, ge=0)
         report_weight: float = Field(1.0, ge=0)
@@ -187,6 +189,10 @@ class MPMA(OneEncoder):
         )
         # Last, so that without a memory everything else starts as it does with one.
         self.fusion = MemoryFusion(config.fusion, image_width=e, text_width=d)
+
+    def rate_factors(self) -> dict[str, float]:
+        """Of the volumes' decoder."""
+        return {} if self.config.decoder_rate == 1 else {"decoder.": self.config.decoder_rate}
 
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:
         """The terms that are on. What needs a report is 0 where there is none; what compares studies, below two.
@@ -262,14 +268,13 @@ class MPMA(OneEncoder):
         """One vector a text: what it is after it read its study's acquired sequences by MA-CMF, nothing hidden.
 
         Raises:
-            ValueError: texts of another number of studies, or a study has texts and no acquired sequence.
+            ValueError: as of `Recipe.fuse`.
         """
         asked = torch.tensor([bool(its) for its in texts], device=batch.acquired.device)
         if len(texts) != len(batch) or bool((asked & ~batch.acquired.any(dim=1)).any()):
             raise ValueError(f"texts of {len(texts)} studies for {len(batch)}, each of which must have a sequence")
         given = self.draw(replace(batch, reports=(None,) * len(batch)), sequences=len(batch.sequences))
         seen = self.vision(given.volumes).tokens
-        # Read once a study, whatever the number of its texts: the volume is what costs.
         patches = self.fusion.remember(given.join(seen))
         return fuse_texts(texts, patches, given.join(seen.new_ones(seen.shape[:2]).bool()), self.text, self.fusion)
 
@@ -307,11 +312,9 @@ class MPMA(OneEncoder):
     def align(self, given: Given, view: View) -> dict[str, Scalar]:
         """`global` and `local`, those that are on, of all devices' studies with both sides; 0 for fewer than two."""
         terms = dict.fromkeys(self.config.weights.keys() & {"global", "local"}, view.seen.sum() * 0.0)
-        if not terms:
-            return terms
         rows, heads = given.paired & view.present.any(dim=1), self.heads
         key = gather_with_gradient(report_keys(given.tokens)[rows])
-        if len(key) < 2:
+        if len(key) < 2 or not terms:
             return terms
         same = key[:, None] == key
         if "global" in terms:
@@ -343,8 +346,8 @@ def tiny() -> MPMA.Config:
     """For a laptop: patches of 8 voxels at 4 to 5 mm, two layers of a text encoder; minutes on two cores.
 
     Less is hidden and temperatures are higher than in `paper`: some thousand studies do not teach the contrasts else.
-    The text starts from the packaged encoder's first layers, as M3AE's and MGCA's start from trained ones (code): from
-    random weights hidden words were guessed by how usual they are for 900 steps and more, and nothing was aligned.
+    The text starts from the packaged encoder's first layers, as M3AE's and MGCA's start trained (code): from random
+    weights nothing was aligned in 900 steps. At the others' rate the decoder stays behind the mean of each place.
     """
     return MPMA.Config(
         vision=ViT.Config(patch=(8, 8, 8), stem=(16, 32), width=96, depth=4, heads=4, pooling="mean_max"),
@@ -353,6 +356,7 @@ def tiny() -> MPMA.Config:
         decoder=PatchDecoder.Config(width=64, layers=1, heads=4),
         patch_share=0.5,
         word_share=0.25,
+        decoder_rate=10.0,
         vocabulary="met",
         embedding=64,
         standardise=True,
@@ -387,7 +391,7 @@ def paper() -> MPMA.Config:
 
 
 def paper_2d() -> MPMA.Config:
-    """Our reading on images of one voxel along k, such as radiographs of 224 x 224."""
+    """Our reading on images of one voxel along k."""
     return paper().but(**{"vision.patch": (16, 16, 1)})
 
 
