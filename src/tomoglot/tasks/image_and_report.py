@@ -256,8 +256,7 @@ def _texts(job: _Job, group: tuple[str, ...]) -> tuple[Texts, float]:
 def _read(job: _Job, shown: Sequence[Texts]) -> list[dict[str, Vectors]]:
     """What is made of the texts that each group of findings is shown: their vectors and, by arm, those fused.
 
-    Texts and volumes are read once for all groups: with `without_finding` there is a group a finding, and most of their
-    texts are the same.
+    For all groups at once: with `without_finding` there is a group a finding, which share the volumes and many texts.
     """
     read: list[dict[str, Vectors]] = [{REPORT_ONLY: vectors} for vectors in _report_vectors(job, shown)]
     if job.config.fused and type(job.recipe).fuse is not Recipe.fuse:
