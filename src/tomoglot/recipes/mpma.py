@@ -32,7 +32,6 @@ report with its holes. Minimises, each with a weight that switches it off at 0:
 | AdamW 1.5e-4, decay 0.05, 40 of 200 epochs   | inferred | MRM (code); `tiny`'s decoder has a rate of its own   |
 
 `tiny()` is ours. In 2D (`paper_2d()`) a volume has one voxel along k and a patch is (p, p, 1); nothing else changes.
-`vocabulary="met"` (ours) ranks a hidden word among the pieces that reports have shown so far, not among all 30,522.
 """
 
 from __future__ import annotations
@@ -68,7 +67,6 @@ _TINY_RUN: dict[str, Any] = {
     "schedule.learning_rate": 5e-4,  # at 0.001 the text side becomes the same for all reports (results/mpma.md)
     "schedule.weight_decay": 0.05,
     "loader.batch_size": 16,
-    "loader.workers": 2,
     "loader.sequences_per_study": 1,
     "loader.augment.jitter_voxels": 1,
     "loader.augment.scale": 0.05,
@@ -312,9 +310,11 @@ class MPMA(OneEncoder):
     def align(self, given: Given, view: View) -> dict[str, Scalar]:
         """`global` and `local`, those that are on, of all devices' studies with both sides; 0 for fewer than two."""
         terms = dict.fromkeys(self.config.weights.keys() & {"global", "local"}, view.seen.sum() * 0.0)
+        if not terms:
+            return terms
         rows, heads = given.paired & view.present.any(dim=1), self.heads
         key = gather_with_gradient(report_keys(given.tokens)[rows])
-        if len(key) < 2 or not terms:
+        if len(key) < 2:
             return terms
         same = key[:, None] == key
         if "global" in terms:
