@@ -194,6 +194,31 @@ def test_every_name_of_the_released_encoder_finds_its_place(tmp_path, shared):
     assert (coverage.missing, coverage.unexpected, coverage.reshaped, len(coverage.left_out)) == ((), (), (), 2)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_encoder_stays_to_the_bit_with_its_statistics_while_the_rest_learns(tmp_path, encoder, frozen):
+    settings = {
+        "recipe": brainmvp.tiny().but(vision=uniformer.tiny(), block_voxels=4),
+        "loader.crop_voxels": (16, 16, 16),
+        "schedule.steps": 2,
+        "save_every_steps": 1,
+        "encoder_weights": str(write_released(tmp_path / "model.pt", encoder)),
+        "encoder_frozen": frozen,
+    }
+    out = tmp_path / "out"
+    store = write_tiny_store(tmp_path, subjects=4)
+    pretrain(tiny_config(**settings), store, out)
+    # On from the first step, as a run that was stopped there.
+    for late in (out / "checkpoints").iterdir():
+        if late.name > "00000001":
+            shutil.rmtree(late)
+    before = load_checkpoint(out).recipe.state_dict()
+    pretrain(tiny_config(**settings), store, out)
+    after, theirs = load_checkpoint(out).recipe, encoder.state_dict()
+    moved = {name for name, value in after.backbone().state_dict().items() if not torch.equal(value, theirs[name])}
+    assert moved == set() if frozen else any("running_mean" in name for name in moved)
+    assert any(not torch.equal(before[name], value) for name, value in after.state_dict().items())
+
+
 def test_a_run_starts_from_a_released_encoder_once_and_records_it(tmp_path, encoder):
     file = write_released(tmp_path / "model.pt", encoder)
     store = write_tiny_store(tmp_path, subjects=4)

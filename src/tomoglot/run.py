@@ -58,7 +58,7 @@ class RunConfig(Settings):
     within those of a larger one.
     `threads` sets the number of CPU threads of torch (None leaves it); `keep_last` the checkpoints kept (None: all).
     `encoder_weights` is a run folder or a released file whose encoder the run starts from; what fitted is written to
-    `encoder_weights.json`.
+    `encoder_weights.json`. With `encoder_frozen` it stays as it started, and the rest learns beside it.
     """
 
     recipe: SerializeAsAny[Recipe.Config]
@@ -72,6 +72,7 @@ class RunConfig(Settings):
     keep_last: int | None = Field(2, ge=1)
     threads: int | None = Field(None, ge=1)
     encoder_weights: str | None = None
+    encoder_frozen: bool = False
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -114,6 +115,8 @@ def pretrain(
     found = latest(out)
     # Before anything is written: weights or studies that do not fit leave no folder behind.
     origin = _start(config, recipe, out, fresh=found is None)
+    if config.encoder_frozen:
+        recipe.lock_encoders()
     loader = _loader(store, config, fabric, tokenizer=getattr(recipe, "tokenizer", None))
     if fabric.is_global_zero:
         open_folder(out, config, _describe_data(store, config), fabric, resume=resume)

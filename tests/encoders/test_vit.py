@@ -96,6 +96,35 @@ def test_a_patch_that_cannot_be_halved_so_often_is_refused():
         build(stem=(4, 6), patch=(8, 6, 8))
 
 
+def test_standardised_patches_are_seen_beside_their_positions():
+    """A window of a CT scan lies between 0 and 1: as drawn, a stem makes next to nothing of how studies differ."""
+    air = torch.linspace(0, 1, SHAPE[0])[:, None, None]
+    volumes = (air + 0.1 * torch.rand(8, 1, *SHAPE)).clamp(0, 1)
+    apart = {}
+    for standardise in (False, True):
+        encoder = build(stem=(4, 6), standardise=standardise).train()
+        _, embedded = encoder._embed(patchify(volumes, (8, 8, 8)))
+        apart[standardise] = (embedded - embedded.mean(dim=0)).square().mean().item()
+        if standardise:
+            rows = embedded.flatten(0, 1)
+            torch.testing.assert_close(rows.mean(dim=0), torch.zeros(24), atol=1e-4, rtol=0)
+            assert ((rows.std(dim=0) - 1).abs() < 0.2).all()
+    positions = encoder.positions((3, 2, 4), volumes).square().mean().item()
+    assert apart[False] < 0.001 * positions < 0.05 * positions < apart[True]
+
+
+def test_standardised_patches_do_not_depend_on_the_other_studies_nor_on_what_is_hidden():
+    encoder = build(stem=(4, 6), standardise=True).train()
+    volumes = torch.rand(4, 1, *SHAPE)
+    encoder(volumes)
+    encoder.eval()
+    before = encoder.standardiser.mean.clone()
+    torch.testing.assert_close(encoder(volumes).tokens[2:3], encoder(volumes[2:3]).tokens, atol=1e-5, rtol=1e-4)
+    everything = torch.ones(4, 3 * 2 * 4, dtype=torch.bool)
+    torch.testing.assert_close(encoder.encode_visible(volumes, everything), encoder(volumes).tokens)
+    assert torch.equal(encoder.standardiser.mean, before)
+
+
 def test_all_patches_visible_is_the_plain_encoding():
     encoder = build()
     volumes = torch.randn(2, 1, *SHAPE)

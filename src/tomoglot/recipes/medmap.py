@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tomoglot.batches.batch import Batch
-from tomoglot.encoders.fusion import RunningStandardiser
+from tomoglot.encoders.standardise import RunningStandardiser
 from tomoglot.encoders.text import FrozenTextEncoder, TextEncoder
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.objectives.contrastive import gather_with_gradient, info_nce

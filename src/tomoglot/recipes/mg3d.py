@@ -50,9 +50,9 @@ from torch.nn import functional as F
 from tomoglot.batches.batch import Batch, draw_volumes
 from tomoglot.batches.mask import hidden_voxels, report_keys, token_mask
 from tomoglot.encoders.decoder import BottleneckDecoder
-from tomoglot.encoders.fusion import RunningStandardiser
 from tomoglot.encoders.gated_attention import GatedFusion, Seen
 from tomoglot.encoders.plain_conv import PlainConv
+from tomoglot.encoders.standardise import RunningStandardiser
 from tomoglot.encoders.text import FrozenTextEncoder, ReportFeatures, TextEncoder, mean_by_sentence
 from tomoglot.encoders.text_trained import WordHead
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures

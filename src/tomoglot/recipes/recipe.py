@@ -55,6 +55,7 @@ class Recipe(nn.Module, ABC):
     sequences: tuple[str, ...]
     # A method with a text side says False where it was trained without aligning it.
     aligned: bool = True
+    _locked: Sequence[VisionEncoder] = ()
 
     @abstractmethod
     def losses(self, batch: Batch, *, progress: float) -> dict[str, Scalar]:
@@ -91,6 +92,23 @@ class Recipe(nn.Module, ABC):
             NotImplementedError: the method has no vision encoder to give away.
         """
         raise NotImplementedError(f"{type(self).__name__} has no vision encoder that a task may copy")
+
+    def lock_encoders(self) -> None:
+        """Keep the vision encoders as they are, weights and running statistics; the rest learns on (Zhai 2022, sec. 3).
+
+        Raises:
+            NotImplementedError: as of `backbone`.
+        """
+        self._locked = [self.backbone(sequence) for sequence in self.sequences]
+        for encoder in self._locked:
+            encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; locked encoders stay in the latter."""
+        super().train(mode)
+        for encoder in self._locked:
+            encoder.eval()
+        return self
 
     def templates(self, batch: Batch) -> Volumes:
         """What each sequence of the batch usually looks like where the crop lies in the world; shaped as the volumes.
