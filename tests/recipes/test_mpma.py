@@ -438,6 +438,21 @@ def test_several_texts_of_a_study_are_fused_as_each_is_alone() -> None:
         module.fuse(replace(of, acquired=of.acquired & torch.tensor([0, 1, 1, 1])[:, None].bool()), texts)
 
 
+def test_a_text_of_several_studies_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, of, read = build().eval(), batch(), []
+    encode = module.text.forward
+    monkeypatch.setattr(module.text, "forward", lambda tokens, *rest: read.append(len(tokens.ids)) or encode(tokens))
+    texts = ["No infarct.", "A large mass."]
+    together = module.fuse(of, [texts] * 4)
+    assert sum(read) == 2
+    for study in range(4):
+        alone = module.fuse(of, [[]] * study + [texts] + [[]] * (3 - study))
+        torch.testing.assert_close(alone, together[2 * study : 2 * study + 2])
+    # More pairs of study and text than are read at once.
+    module.fuse(of, [[f"Mass number {at}." for at in range(20)]] * 4)
+    assert sum(read) == 2 + 4 * 2 + 20
+
+
 def test_images_of_one_voxel_along_k_are_volumes_too() -> None:
     module = build(**{"vision.patch": (4, 4, 1)})
     of = batch(shape=(16, 12, 1))

@@ -6,7 +6,9 @@ of zeros with `acquired` false: no later stage may guess it from the voxels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,6 +84,29 @@ class Batch:
             masks=None if self.masks is None else self.masks.to(device),
             tokens=None if self.tokens is None else self.tokens.to(device),
         )
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Batches of the same sequences and findings as one; masks and tokens are left out.
+
+    Raises:
+        ValueError: no batch, or they differ in their sequences or findings.
+    """
+    if len({(batch.sequences, batch.findings) for batch in batches}) != 1:
+        raise ValueError("only batches of the same sequences and findings, and at least one, can be stacked")
+    return replace(
+        batches[0],
+        volumes=torch.cat([batch.volumes for batch in batches]),
+        acquired=torch.cat([batch.acquired for batch in batches]),
+        affine=torch.cat([batch.affine for batch in batches]),
+        subjects=torch.cat([batch.subjects for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        labelled=torch.cat([batch.labelled for batch in batches]),
+        studies=tuple(chain.from_iterable(batch.studies for batch in batches)),
+        reports=tuple(chain.from_iterable(batch.reports for batch in batches)),
+        masks=None,
+        tokens=None,
+    )
 
 
 def draw_volumes(batch: Batch, count: int) -> tuple[Float[Tensor, "v 1 i j k"], Int[Tensor, " v"], Int[Tensor, " v"]]:

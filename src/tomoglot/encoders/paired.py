@@ -132,20 +132,29 @@ def fuse_texts(
     text: TrainedTextEncoder,
     fusion: MemoryFusion,
 ) -> Float[Tensor, "t f"]:
-    """The mean state of each study's texts after they read its patches, in order; equal texts of a study are read once.
+    """The mean state of each study's texts after they read its patches, in order.
+
+    Equal texts are encoded once, of whichever studies they are, and read once a study.
 
     Args:
         texts: any number for each study.
         patches: what `MemoryFusion.remember` made of each study's tokens, those that are `attended`.
     """
     rows = [(study, report_body(one)) for study, its in enumerate(texts) for one in its]
+    readers: dict[str, list[int]] = {}
     # Texts of one length side by side, so that few are filled up.
-    distinct = sorted(set(rows), key=lambda row: (len(row[1]), row))
-    place = {row: at for at, row in enumerate(distinct)}
-    found = [patches.new_zeros(0, fusion.config.width)]
+    for study, one in sorted(set(rows), key=lambda row: (len(row[1]), row[1], row[0])):
+        readers.setdefault(one, []).append(study)
+    distinct, found = list(readers), [patches.new_zeros(0, fusion.config.width)]
+    place: dict[tuple[int, str], int] = {}
     for at in range(0, len(distinct), TEXTS_AT_ONCE):
         part = distinct[at : at + TEXTS_AT_ONCE]
-        tokens = text.tokenise([said if said.strip() else None for _, said in part]).to(patches.device)
-        study = torch.tensor([study for study, _ in part], device=patches.device)
-        found.append(pool_words(fusion.read(text(tokens), patches[study], attended[study]), tokens.word))
+        tokens = text.tokenise([one if one.strip() else None for one in part]).to(patches.device)
+        states = text(tokens)
+        pairs = [(study, number) for number, one in enumerate(part) for study in readers[one]]
+        place |= {(study, part[number]): len(place) + row for row, (study, number) in enumerate(pairs)}
+        for start in range(0, len(pairs), TEXTS_AT_ONCE):
+            study, said = torch.tensor(pairs[start : start + TEXTS_AT_ONCE], device=patches.device).T
+            read = fusion.read(states[said], patches[study], attended[study])
+            found.append(pool_words(read, tokens.word[said]))
     return torch.cat(found)[torch.tensor([place[row] for row in rows], dtype=torch.long, device=patches.device)]
