@@ -101,6 +101,7 @@ PARTS = frozenset(
         "patches",
         "decoder",
         "skip_decoder",
+        "standardise",
         "template",
         "covered",
     }
