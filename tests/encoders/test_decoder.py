@@ -1,12 +1,15 @@
-"""The decoder without skips: its sizes, and that the bottleneck carries everything."""
+"""Decoders without skips: their sizes, that the bottleneck carries everything, and that neighbours are known."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tomoglot.encoders.decoder import BottleneckDecoder
+from tomoglot.batches.mask import block_mask
+from tomoglot.encoders.decoder import BottleneckDecoder, Neighbours, PatchDecoder
+from tomoglot.encoders.patches import Voxels, patchify, take_visible
 from tomoglot.encoders.vision import VisionEncoder
 
 
@@ -76,3 +79,48 @@ def test_strides_that_do_not_nest_are_refused() -> None:
     encoder = VisionEncoder.Config.named("plain_conv:tiny").build()
     with pytest.raises(ValueError, match="built for 2 maps, the pyramid has 4"):
         BottleneckDecoder((4, 8), (2, 4))(encoder(torch.zeros(1, 1, 16, 16, 16)), (16, 16, 16))
+
+
+@pytest.mark.parametrize("grid", [(3, 4, 2), (4, 3, 1), (1, 5, 1)])
+def test_a_token_reads_itself_and_those_around_it(grid: Voxels) -> None:
+    torch.manual_seed(0)
+    block = Neighbours(6)
+    tokens = torch.randn(2, grid[0] * grid[1] * grid[2], 6)
+    cells, weight = block.norm(tokens).unflatten(1, grid), block.around.weight
+    expected = torch.zeros(2, *grid, 6)
+    for i, j, k in itertools.product(*map(range, grid)):
+        heard = block.around.bias.clone().expand(2, 6)
+        for di, dj, dk in itertools.product((-1, 0, 1), repeat=3):
+            at = (i + di, j + dj, k + dk)
+            if all(0 <= place < edge for place, edge in zip(at, grid, strict=True)):
+                heard = heard + cells[:, *at] @ weight[:, :, di + 1, dj + 1, dk + 1].T
+        expected[:, i, j, k] = block.mix(F.gelu(heard))
+    torch.testing.assert_close(block(tokens, grid), tokens + expected.flatten(1, 3), atol=1e-5, rtol=1e-4)
+
+
+def test_neighbours_are_known_from_the_first_step_and_attention_has_to_find_them() -> None:
+    # Waves of any direction and phase: a patch follows from those around it, and its place says nothing of it.
+    generator = torch.Generator().manual_seed(0)
+    at = torch.stack(torch.meshgrid(*[torch.arange(16.0)] * 3, indexing="ij"), dim=-1)
+    missed = {}
+    for mixing in ("attention", "neighbours"):
+        torch.manual_seed(0)
+        decoder = PatchDecoder(
+            PatchDecoder.Config(mixing=mixing, width=48, layers=1, heads=4), image_width=64, voxels=64
+        )
+        optimiser = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
+        losses = []
+        for _ in range(60):
+            directions = F.normalize(torch.randn(8, 3, generator=generator), dim=1) * 0.4
+            phases = 6.28 * torch.rand(8, generator=generator)
+            volumes = torch.einsum("ijkx,bx->bijk", at, directions) + phases[:, None, None, None]
+            patches = patchify(volumes.sin()[:, None], (4, 4, 4))
+            visible = ~block_mask((16, 16, 16), (4, 4, 4), 0.5, generator, batch=8).flatten(1)
+            rebuilt = decoder(take_visible(patches, visible), visible, (4, 4, 4))
+            loss = (rebuilt - patches)[~visible].square().mean() / patches.square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        missed[mixing] = sum(losses[-10:]) / 10
+    assert missed["neighbours"] < 0.5 < 0.8 < missed["attention"], missed
