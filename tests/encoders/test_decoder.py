@@ -124,3 +124,9 @@ def test_neighbours_are_known_from_the_first_step_and_attention_has_to_find_them
             losses.append(loss.item())
         missed[mixing] = sum(losses[-10:]) / 10
     assert missed["neighbours"] < 0.5 < 0.8 < missed["attention"], missed
+
+
+def test_heads_must_divide_the_width_where_there_are_heads() -> None:
+    assert PatchDecoder.Config(mixing="neighbours", width=90, heads=8).width == 90
+    with pytest.raises(ValueError, match="heads 8 must divide width 90"):
+        PatchDecoder.Config(width=90, heads=8)

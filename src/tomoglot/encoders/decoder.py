@@ -86,7 +86,7 @@ class PatchDecoder(nn.Module):
 
         Attributes:
             mixing: "attention" among all patches, or "neighbours": convolutions over each patch and those around it.
-            heads: of attention; they divide the width.
+            heads: of attention alone; they divide the width.
         """
 
         mixing: Literal["attention", "neighbours"] = "attention"
@@ -96,7 +96,7 @@ class PatchDecoder(nn.Module):
 
         @model_validator(mode="after")
         def _heads_fit(self) -> Self:
-            if self.width % self.heads:
+            if self.mixing == "attention" and self.width % self.heads:
                 raise ValueError(f"heads {self.heads} must divide width {self.width}")
             return self
 
