@@ -3,11 +3,12 @@
     python benchmarks/rebuild_baselines.py STORE --patch 8 8 8
 
 Targets are those of masked autoencoding: each patch less its mean and over its deviation, mean square over all voxels
-of all patches; a patch of one value is 0. `zero` is to say nothing. `place` is the mean of the same place and sequence
-over other studies. `around` is a ridge regression from the voxels within `--reach` of the patch, less their mean and
-over their deviation, fitted on other studies, at the best of three penalties: it is shown all patches around, of which
-half are hidden from a network, and it is linear and forgets where in the body it is. Patches at the volume's edge have
-no `around`: they are left out of that column and of its `zero, inside`.
+of all patches but those that fill a volume up to whole patches; a patch of one value is 0. `zero` is to say nothing.
+`place` is the mean of the same place and sequence over other studies. `around` is a ridge regression from the voxels
+within `--reach` of the patch, less their mean and over their deviation, fitted on other studies, at the best of three
+penalties by what it is scored on: it is shown all patches around, of which half are hidden from a network, and it is
+linear and forgets where in the body it is. Patches at the volume's edge have no `around`: they are left out of that
+column and of its `zero, inside`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tomoglot.batches.loader import Loader, LoaderConfig
-from tomoglot.encoders.patches import Voxels, patch_grid, patch_targets
+from tomoglot.encoders.patches import Voxels, patch_grid, patch_targets, real_voxels
 from tomoglot.store.reader import Store
 
 PENALTIES = (30.0, 300.0, 3000.0)
@@ -52,7 +53,7 @@ def surroundings(volumes: Tensor, patch: Voxels, reach: int) -> tuple[Tensor, Te
     return inside, (around - mean) / deviation.clamp(min=1e-3)
 
 
-def by_place(targets: list[Tensor], sequences: list[str]) -> float:
+def by_place(targets: list[Tensor], sequences: list[str], counted: int) -> float:
     """Missed by the mean of place and sequence, fitted on the first half of each sequence's volumes."""
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for target, sequence in zip(targets, sequences, strict=True):
@@ -62,7 +63,7 @@ def by_place(targets: list[Tensor], sequences: list[str]) -> float:
         half = len(rows) // 2
         if half:
             told = torch.stack(rows[:half]).mean(dim=0)
-            missed += [(row - told).square().mean() for row in rows[half:]]
+            missed += [(row - told).square().sum() / counted for row in rows[half:]]
     return torch.stack(missed).mean().item()
 
 
@@ -102,20 +103,23 @@ def main() -> None:
     known, wanted = [], []
     loader = Loader(Store.open(given.store), read, split="train", train=True)
     for _, batch in zip(range(given.batches), loader, strict=False):
-        volumes = filled(batch.volumes[batch.acquired][:, None].float(), patch)
-        target = patch_targets(volumes, patch)
+        read_volumes = batch.volumes[batch.acquired][:, None].float()
+        volumes = filled(read_volumes, patch)
+        whole, size = volumes.shape[2:], read_volumes.shape[2:]
+        real = real_voxels((size[0], size[1], size[2]), patch, patch_grid((whole[0], whole[1], whole[2]), patch))
+        target, counted = patch_targets(volumes, patch, real=real), int(real.sum())
         targets += list(target)
         sequences += [batch.sequences[int(row.nonzero()[0])] for row in batch.acquired]
         inside, around = surroundings(volumes, patch, given.reach)
         chosen = torch.randperm(len(inside))[:PER_VOLUME]
         known.append(around[:, chosen].flatten(0, 1))
         wanted.append(target[:, inside[chosen]].flatten(0, 1))
-    zero = torch.stack([target.square().mean() for target in targets]).mean().item()
+    zero = torch.stack([target.square().sum() / counted for target in targets]).mean().item()
     asked, answers = torch.cat(known), torch.cat(wanted)
     print("| store | patch | zero | place | zero, inside | around | voxels known |")
     print("|---|---|---|---|---|---|---|")
     print(
-        f"| {given.store.name} | {i} x {j} x {k} | {zero:.2f} | {by_place(targets, sequences):.2f} | "
+        f"| {given.store.name} | {i} x {j} x {k} | {zero:.2f} | {by_place(targets, sequences, counted):.2f} | "
         f"{answers.square().mean().item():.2f} | {ridge(asked, answers):.2f} | {asked.shape[1]} |"
     )
 

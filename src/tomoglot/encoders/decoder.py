@@ -77,8 +77,8 @@ class PatchDecoder(nn.Module):
     """From the tokens of visible patches to the voxels of all: a light transformer (He 2022, sec. 3), or convolutions.
 
     Which patches are neighbours a transformer has to learn from positions first. In some hundred steps it does not:
-    asked for hidden patches of brain MRI, it answered zero after 1,000 of them, where a linear map from the voxels
-    around a patch is right about half of its variance (results/mpma.md). Convolutions over the grid know it.
+    asked for hidden patches of brain MRI, it still answered nearly zero after 1,000 of them, where a linear map from
+    the voxels around a patch is right about half of its variance (results/mpma.md). Convolutions over the grid know it.
     """
 
     class Config(Settings):
