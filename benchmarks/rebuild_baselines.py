@@ -19,20 +19,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tomoglot.batches.loader import Loader, LoaderConfig
-from tomoglot.encoders.patches import Voxels, patch_grid, patch_targets, real_voxels
+from tomoglot.encoders.patches import Voxels, fill_up, patch_grid, patch_targets, real_voxels
 from tomoglot.store.reader import Store
 
 PENALTIES = (30.0, 300.0, 3000.0)
 PER_VOLUME = 80  # patches that the regression sees of a volume
-
-
-def filled(volumes: Tensor, patch: Voxels) -> Tensor:
-    """Zeros at the far end, up to whole patches, as the encoder fills them."""
-    short = [-size % edge for size, edge in zip(volumes.shape[2:], patch, strict=True)]
-    return F.pad(volumes, (0, short[2], 0, short[1], 0, short[0]))
 
 
 def surroundings(volumes: Tensor, patch: Voxels, reach: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +97,7 @@ def main() -> None:
     loader = Loader(Store.open(given.store), read, split="train", train=True)
     for _, batch in zip(range(given.batches), loader, strict=False):
         read_volumes = batch.volumes[batch.acquired][:, None].float()
-        volumes = filled(read_volumes, patch)
+        volumes = fill_up(read_volumes, patch)
         whole, size = volumes.shape[2:], read_volumes.shape[2:]
         real = real_voxels((size[0], size[1], size[2]), patch, patch_grid((whole[0], whole[1], whole[2]), patch))
         target, counted = patch_targets(volumes, patch, real=real), int(real.sum())

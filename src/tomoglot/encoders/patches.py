@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from tomoglot.types import Volumes
 
@@ -39,6 +40,13 @@ def patchify(volumes: Volumes, patch: Voxels) -> Float[Tensor, "b p v"]:
     grid = patch_grid((i, j, k), patch)
     split = volumes.reshape(studies, channels, grid[0], patch[0], grid[1], patch[1], grid[2], patch[2])
     return split.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(studies, grid[0] * grid[1] * grid[2], -1)
+
+
+def fill_up(volumes: Volumes, patch: Voxels) -> Float[Tensor, "b c _i _j _k"]:
+    """Zeros at the far end of each axis, up to whole patches."""
+    short = [-size % edge for size, edge in zip(volumes.shape[2:], patch, strict=True)]
+    # F.pad counts from the last axis.
+    return F.pad(volumes, (0, short[2], 0, short[1], 0, short[0])) if any(short) else volumes
 
 
 def unpatchify(patches: Float[Tensor, "b p v"], patch: Voxels, grid: Voxels) -> Volumes:

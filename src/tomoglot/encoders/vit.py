@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tomoglot.encoders.patches import Voxels, patch_grid, patchify, take_visible
+from tomoglot.encoders.patches import Voxels, fill_up, patch_grid, patchify, take_visible
 from tomoglot.encoders.standardise import RunningStandardiser
 from tomoglot.encoders.vision import VisionEncoder, VisionFeatures
 from tomoglot.types import Volumes
@@ -193,9 +193,7 @@ class ViT(VisionEncoder):
     def filled(self, volumes: Tensor) -> tuple[Tensor, Voxels]:
         """The volumes filled up to whole patches, and their grid."""
         self._check_channels(volumes)
-        short = [-size % edge for size, edge in zip(volumes.shape[2:], self.patch, strict=True)]
-        # F.pad counts from the last axis.
-        filled = F.pad(volumes, (0, short[2], 0, short[1], 0, short[0])) if any(short) else volumes
+        filled = fill_up(volumes, self.patch)
         return filled, self._grid(filled)
 
     def centre(self, stage: int) -> float:
