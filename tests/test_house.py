@@ -71,7 +71,7 @@ BUDGETS = {
     "objectives": 500,
     "recipes": 1_200,
     "serve": 800,
-    "store": 1_200,
+    "store": 1_250,
     "studies": 3_800,
     "studies/deidentify": 800,
     "studies/dicom": 2_000,

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from tomoglot.store.catalogue import study_digest
 from tomoglot.store.plan import Plan
 from tomoglot.store.reader import Store
 from tomoglot.store.verify import verify
-from tomoglot.store.writer import study_digest, write_store
+from tomoglot.store.writer import write_store
 from tomoglot.studies.findings import LISTS, mine_labels
 from tomoglot.studies.source import Sources
 from tomoglot.studies.study import Report

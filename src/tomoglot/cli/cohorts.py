@@ -270,6 +270,8 @@ def _tell(done: IngestSummary, source: Path, out: Path) -> None:
     )
     if done.accepted == 0:
         raise ValueError(f"no study of {source.name} was accepted; {out.name}/rejected.parquet says why")
+    if done.cut is not None:
+        print(f"WARNING: {done.cut}", file=sys.stderr)
     if done.num_leaks:
         print(
             f"WARNING: {done.num_leaks} of {done.num_duplicates} pairs of copies stand on two sides of the split: "

@@ -21,6 +21,8 @@ def describe(summary: Summary, sequences: Sequence[str]) -> Iterator[Table | str
     yield f"{summary.bytes_on_disk / 2**20:.1f} MiB on disk, voxels compressed {ratio:.1f} to 1"
     for spacing_mm, count in list(summary.spacings_mm.items())[:3]:
         yield f"spacing {' x '.join(f'{edge:g}' for edge in spacing_mm)} mm: {count} studies"
+    if summary.cut is not None:
+        yield f"WARNING: {summary.cut}"
     yield _missingness(summary, sequences)
     if summary.prevalence:
         yield _findings(summary)

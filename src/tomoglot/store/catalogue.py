@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class StudyRow(BaseModel):
 
     `native_shape` and `native_affine` are the grid of the study's finest series as its file had it, before any axis was
     turned: what is predicted goes back there. None in a store of format 1, which did not keep them. `labels_mined`
-    names the labels that rules read from the report.
+    names the labels that rules read from the report. `mask_kept` is the share of the mask's voxels that the plan's
+    field holds, `mask_field` a centred field that would hold all of it; None where no voxel is marked, or in a
+    study that an older version wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +69,8 @@ class StudyRow(BaseModel):
     native_shape: tuple[int, int, int] | None = None
     native_affine: AffineRows | None = None
     labels_mined: tuple[str, ...] = ()
+    mask_kept: float | None = None
+    mask_field: tuple[int, int, int] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -112,6 +116,8 @@ _COLUMNS = {
     "native_shape": "INTEGER[]",
     "native_affine": "DOUBLE[][]",
     "labels_mined": "VARCHAR[]",
+    "mask_kept": "DOUBLE",
+    "mask_field": "INTEGER[]",
 }
 
 
@@ -137,6 +143,20 @@ def read_catalogue(path: Path) -> tuple[StudyRow, ...]:
     except duckdb.Error as error:
         raise ValueError(f"{path.name}: not a readable catalogue ({type(error).__name__})") from error
     return tuple(StudyRow.model_validate(dict(zip(fields, values, strict=True))) for values in found)
+
+
+def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
+    """Digest of a study's content: its row and its decoded voxels, whatever its files are called or compressed by."""
+    # Without the names of mined labels where there are none: what had none before they were kept is the same content.
+    # Without what is said of the raw mask: stores of before it was kept hold the same.
+    beside = {"mask_kept", "mask_field"} | ({"labels_mined"} if not row.get("labels_mined") else set())
+    said = {name: value for name, value in row.items() if name not in beside}
+    return layout.digest_of({"row": {**said, "digest": ""}, "arrays": dict(arrays)})
+
+
+def store_digest(rows: tuple[StudyRow, ...]) -> str:
+    """Digest of a store's content: the digests of its studies, in sorted order."""
+    return layout.digest_of(sorted(row.digest for row in rows))
 
 
 def query(store: Path, sql: str) -> list[dict[str, Any]]:

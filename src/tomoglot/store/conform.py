@@ -38,7 +38,8 @@ Field = tuple[tuple[int, int, int], tuple[int, int, int]]
 class Conformed:
     """A study as stored: `voxels` int16 (sequence, i, j, k) in the order of `sequences`, one affine for all.
 
-    `native` is the grid of the finest series as it came, before its axes were turned.
+    `native` is the grid of the finest series as it came, before its axes were turned; `mask_kept` and `mask_field` are
+    as in the catalogue's row.
     """
 
     sequences: tuple[str, ...]
@@ -48,6 +49,8 @@ class Conformed:
     mask: NDArray[np.uint8] | None
     native: Grid
     rejected: tuple[RejectedRow, ...] = ()
+    mask_kept: float | None = None
+    mask_field: tuple[int, int, int] | None = None
 
 
 def conform(examined: Examined, plan: Plan) -> Conformed:
@@ -71,7 +74,8 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
     if plan.spacing_mm is not None:
         grid = regular_grid(grid, plan.spacing_mm)
     on_grid = {finest: onto(turned[finest], grid, plan)}
-    field = _field(on_grid[finest], plan)
+    middle = _middle(on_grid[finest], plan)
+    field = _field(middle, grid, plan)
     stored: dict[str, NDArray[np.int16]] = {}
     intensities: dict[str, Intensity] = {}
     rejected = []
@@ -88,6 +92,7 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
             rejected.append(_row(examined, name, reason))
     if not stored:
         raise Rejected("no-usable-series", "no series of this study has a signal inside the field of view")
+    mask, kept, needed = (None, None, None) if examined.mask is None else _mask(examined.mask, grid, field, middle)
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ np.asarray(field[0], dtype=np.float64)
     return Conformed(
@@ -95,9 +100,11 @@ def conform(examined: Examined, plan: Plan) -> Conformed:
         voxels=np.stack(list(stored.values())),
         affine=affine,
         intensities=intensities,
-        mask=None if examined.mask is None else _mask(examined.mask, grid, field),
+        mask=mask,
         native=examined.volumes[finest].grid,
         rejected=tuple(rejected),
+        mask_kept=kept,
+        mask_field=needed,
     )
 
 
@@ -215,27 +222,44 @@ def onto(volume: Volume, grid: Grid, plan: Plan) -> NDArray[np.generic]:
     return signal
 
 
-def _field(voxels: NDArray[Any], plan: Plan) -> Field:
-    """First voxel and shape of the field to keep, both in voxels of the study grid."""
-    size = np.asarray(voxels.shape)
-    if plan.field_voxels is None:
-        return (0, 0, 0), (int(size[0]), int(size[1]), int(size[2]))
-    low, high = np.zeros(3), size - 1.0
+def _middle(voxels: NDArray[Any], plan: Plan) -> NDArray[np.float64]:
+    """Middle of the box round a volume's signal, in voxels: a whole number or a half along each axis."""
+    low, high = np.zeros(3), np.asarray(voxels.shape) - 1.0
     signal = voxels != 0 if plan.zero_is_background else voxels > max(plan.background, SKIN_HU)
     for axis in range(3):
         hit = np.flatnonzero(signal.any(axis=tuple(other for other in range(3) if other != axis)))
         if hit.size:
             low[axis], high[axis] = hit[0], hit[-1]
-    start = np.floor((low + high) / 2 - (np.asarray(plan.field_voxels) - 1) / 2 + 0.5).astype(int)
+    return np.asarray((low + high) / 2)
+
+
+def _field(middle: NDArray[np.float64], grid: Grid, plan: Plan) -> Field:
+    """First voxel and shape of the field to keep, both in voxels of the study grid."""
+    if plan.field_voxels is None:
+        return (0, 0, 0), grid.shape
+    start = np.floor(middle - (np.asarray(plan.field_voxels) - 1) / 2 + 0.5).astype(int)
     return (int(start[0]), int(start[1]), int(start[2])), plan.field_voxels
 
 
-def _mask(mask: Volume, grid: Grid, field: Field) -> NDArray[np.uint8]:
+def _mask(
+    mask: Volume, grid: Grid, field: Field, middle: NDArray[np.float64]
+) -> tuple[NDArray[np.uint8], float | None, tuple[int, int, int] | None]:
+    """The mask inside the field, the share of it that lies there, and a field round the same middle that holds all.
+
+    Of a mask without a marked voxel the last two are None.
+    """
     values = mask.voxels
     if not np.isfinite(values).all() or (values != np.rint(values)).any() or values.min() < 0 or values.max() > 255:
         raise Rejected("bad-mask", f"a mask holds whole numbers 0 to 255, this one {values.min()} to {values.max()}")
     turned = _turn(mask)
-    return cut(resample(turned.voxels, turned.affine, grid, order=0), *field).astype(np.uint8)
+    whole = resample(turned.voxels, turned.affine, grid, order=0)
+    inside = cut(whole, *field).astype(np.uint8)
+    places = np.argwhere(whole)
+    if not len(places):
+        return inside, None, None
+    reach = np.maximum(middle - places.min(axis=0), places.max(axis=0) - middle)
+    i, j, k = (int(2 * far) + 1 for far in reach)
+    return inside, np.count_nonzero(inside) / len(places), (i, j, k)
 
 
 def _row(examined: Examined, sequence: str, reason: Rejected) -> RejectedRow:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tomoglot.store import layout
 from tomoglot.store.catalogue import StudyRow
+from tomoglot.store.cut_masks import CutMasks
 from tomoglot.store.reader import Store
 from tomoglot.studies.atomic import replacing
 
@@ -40,7 +41,7 @@ class Summary:
 
     `missingness` counts studies by which sequences they have, one pattern a row (a flag for each of `sequences`),
     most frequent first. `prevalence` is by finding, then by split. `spacings_mm` and `shapes` are the distinct ones
-    with the number of studies, most frequent first.
+    with the number of studies, most frequent first. `cut` tells of masks that the plan's field cuts.
     """
 
     subjects: int
@@ -57,6 +58,7 @@ class Summary:
     prevalence: dict[str, dict[str, Prevalence]]
     bytes_on_disk: int
     bytes_of_voxels: int
+    cut: CutMasks | None
 
 
 def summarise(store: Store) -> Summary:
@@ -83,6 +85,7 @@ def summarise(store: Store) -> Summary:
         },
         bytes_on_disk=sum((store.path / name).stat().st_size for name in layout.files_under(store.path)),
         bytes_of_voxels=sum(2 * len(row.sequences) * int(np.prod(row.shape)) for row in rows),
+        cut=CutMasks.of(rows),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import zarr
 
 from tomoglot.store import layout
-from tomoglot.store.catalogue import StudyRow, read_catalogue
-from tomoglot.store.writer import one_thread_a_worker, read_split, store_digest, study_digest
+from tomoglot.store.catalogue import StudyRow, read_catalogue, store_digest, study_digest
+from tomoglot.store.writer import one_thread_a_worker, read_split
 from tomoglot.studies.pool import WorkerDied, each
 from tomoglot.studies.split import split_digest
 

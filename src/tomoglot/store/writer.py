@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from tomoglot.store import layout, looks
-from tomoglot.store.catalogue import AffineRows, StudyRow, write_catalogue
+from tomoglot.store.catalogue import AffineRows, StudyRow, store_digest, study_digest, write_catalogue
 from tomoglot.store.conform import Conformed, check_memory, conform
+from tomoglot.store.cut_masks import CutMasks
 from tomoglot.store.plan import Plan
 from tomoglot.studies.atomic import flush_tree, write_bytes
 from tomoglot.studies.cluster import each_anywhere
@@ -41,7 +42,7 @@ class IngestSummary:
 
     `stored` counts all studies of the store, also those of earlier runs on other sources. `num_duplicates` counts pairs
     of series of two subjects that show the same, `num_leaks` those across the split; `num_unlooked` studies of earlier
-    runs which the search could not see.
+    runs which the search could not see. `cut` says of which studies the plan's field cuts the mask.
     """
 
     accepted: int
@@ -52,6 +53,7 @@ class IngestSummary:
     num_duplicates: int = 0
     num_leaks: int = 0
     num_unlooked: int = 0
+    cut: CutMasks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,18 +281,6 @@ def _fill(folder: Path, job: _Job, conformed: Conformed, looked: Looked, *, plan
     flush_tree(folder)
 
 
-def study_digest(row: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
-    """Digest of a study's content: its row and its decoded voxels, whatever its files are called or compressed by."""
-    # Without the names of mined labels where there are none: what had none before they were kept is the same content.
-    said = {name: value for name, value in row.items() if name != "labels_mined" or value}
-    return layout.digest_of({"row": {**said, "digest": ""}, "arrays": dict(arrays)})
-
-
-def store_digest(rows: tuple[StudyRow, ...]) -> str:
-    """Digest of a store's content: the digests of its studies, in sorted order."""
-    return layout.digest_of(sorted(row.digest for row in rows))
-
-
 def one_thread_a_worker() -> None:
     """In a process beside others let zarr use one thread: there are as many processes as cores."""
     if multiprocessing.parent_process() is not None:
@@ -349,6 +339,8 @@ def _row(job: _Job, conformed: Conformed, digests: Mapping[str, str]) -> StudyRo
         native_shape=conformed.native.shape,
         native_affine=_lines(conformed.native.affine),
         labels_mined=study.labels_mined,
+        mask_kept=conformed.mask_kept,
+        mask_field=conformed.mask_field,
     )
     return row.model_copy(update={"digest": study_digest(row.model_dump(mode="json"), digests)})
 
@@ -388,5 +380,11 @@ def _finish(out: Path, keys: list[str], refused: tuple[RejectedRow, ...], *, loo
     present = {row.key for row in rows}
     accepted_now = sum(key in present for key in keys)
     return IngestSummary(
-        accepted=accepted_now, rejected=len(rejected), skipped=0, digest=digest, stored=len(rows), **asdict(copies)
+        accepted=accepted_now,
+        rejected=len(rejected),
+        skipped=0,
+        digest=digest,
+        stored=len(rows),
+        cut=CutMasks.of(rows),
+        **asdict(copies),
     )
