@@ -179,3 +179,26 @@ def test_demo_without_options_runs_with_its_own_defaults(monkeypatch: pytest.Mon
         assert CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), *arguments]).exit_code == 0
     assert given == [demo.DemoConfig(), demo.DemoConfig(subjects=50, seed=3)]
     assert CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path), "--subjects", "3"]).exit_code == 2
+
+
+def test_a_comparison_prints_every_measure_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tomoglot import checkpoint
+    from tomoglot.store.reader import Store
+    from tomoglot.tasks import compare
+    from tomoglot.tasks.task import Score, TaskResult
+
+    def compared(*given: object, measures: list[str], **options: object) -> TaskResult:
+        scores = (
+            Score(name="macro", metric=name, arm=arm, value=0.25, low=0.1, high=0.5, subjects=9, prevalence=0.5)
+            for name in measures
+            for arm in ("mae", "from scratch")
+        )
+        return TaskResult(task="compare-segmentation", split="test", subjects=9, studies=9, scores=tuple(scores))
+
+    monkeypatch.setattr(compare, "compare_pretraining", compared)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda path: None)
+    monkeypatch.setattr(Store, "open", lambda path: SimpleNamespace(select=lambda split: []))
+    asked = ["compare", "segmentation", "--store", "s", "--run", "mae=r", "--out", str(tmp_path)]
+    told = CliRunner().invoke(cli.app, [*asked, "--measure", "dice,nsd"])
+    assert told.exit_code == 0, told.output
+    assert told.output.count("dice") == 2 and told.output.count("nsd") == 2

@@ -165,7 +165,7 @@ def compare(
             against=against,
             progress=report,
         )
-    Console().print(table(result))
+    Console().print(table(result, metrics={score.metric for score in result.scores}))
     saved = result.save(out)
     print(f"written to {saved}, drawn in {draw_compared(result, saved.with_suffix('.png'))}")
 
