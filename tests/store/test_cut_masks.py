@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 from tomoglot.cli.cohorts import _tell
 from tomoglot.serve.terminal import describe
 from tomoglot.store import layout
-from tomoglot.store.catalogue import study_digest, write_catalogue
+from tomoglot.store.catalogue import read_catalogue, study_digest
 from tomoglot.store.conform import conform
 from tomoglot.store.cut_masks import CutMasks
 from tomoglot.store.inspect import summarise
 from tomoglot.store.plan import Plan
 from tomoglot.store.reader import Store
-from tomoglot.store.writer import IngestSummary, write_store
+from tomoglot.store.writer import write_store
 from tomoglot.studies.curate import Examined
 from tomoglot.studies.study import Study, Volume
 
@@ -35,7 +36,7 @@ def study(body: list[tuple[int, int]], marked: np.ndarray) -> Examined:
 
 @settings(deadline=None, max_examples=40)
 @given(st.tuples(places, places), st.lists(places, min_size=1, max_size=4), edges)
-def test_the_share_kept_is_counted_and_the_field_named_holds_all_and_no_smaller_one_does(corners, marks, field):
+def test_the_share_kept_is_counted_and_the_field_named_holds_all_and_is_no_larger_than_it_must(corners, marks, field):
     body = [(min(pair), max(pair) + 1) for pair in zip(*corners, strict=True)]
     marked = np.zeros((12, 12, 12))
     marked[tuple(np.transpose(marks))] = 3
@@ -94,18 +95,13 @@ def test_a_voxel_at_the_edge_is_no_cut(store_path):
     assert CutMasks.of([*rows, rows[0].model_copy(update={"mask_kept": 0.94})]) is not None
 
 
-def test_what_was_written_before_is_read_is_the_same_content_and_says_nothing(make_cohort, tmp_path: Path):
+def test_a_catalogue_of_before_is_read_is_the_same_content_and_says_nothing(make_cohort, tmp_path: Path):
     done = write_store(make_cohort(2), tmp_path / "store", Plan(field_voxels=(16, 44, 36)), look=False)
-    rows = Store.open(tmp_path / "store").rows
-    before = [row.model_copy(update={"mask_kept": None, "mask_field": None}) for row in rows]
-    arrays = {"volumes": "a"}
-    assert [study_digest(row.model_dump(mode="json"), arrays) for row in before] == [
-        study_digest(row.model_dump(mode="json"), arrays) for row in rows
-    ]
-    write_catalogue(before, tmp_path / "store" / layout.CATALOGUE_FILE)
-    assert CutMasks.of(before) is None
     assert done.cut is not None
-
-
-def test_an_ingest_that_cuts_nothing_has_nothing_to_say():
-    assert IngestSummary(accepted=1, rejected=0, skipped=0, digest="").cut is None
+    now, before = tmp_path / "store" / layout.CATALOGUE_FILE, tmp_path / "before.parquet"
+    duckdb.sql(f"COPY (SELECT * EXCLUDE (mask_kept, mask_field) FROM '{now}') TO '{before}' (FORMAT parquet)")
+    rows, old = read_catalogue(now), read_catalogue(before)
+    assert CutMasks.of(rows) == done.cut
+    assert CutMasks.of(old) is None
+    said, told = ([study_digest(row.model_dump(mode="json"), {"volumes": "a"}) for row in its] for its in (rows, old))
+    assert said == told
